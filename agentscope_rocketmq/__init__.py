@@ -1,0 +1,81 @@
+"""AgentScope agents talk A2A (the Agent2Agent protocol) reliably through Apache RocketMQ LiteTopics.
+
+The rooms, in the order data flows::
+
+    errors       every error this package raises on purpose
+    config       RocketMQConfig, Timeouts, Limits
+    card         agent card <-> RocketMQ address; fetch gets cards over HTTP and keeps them
+    client       RocketMQ: agent(), client(), register(); chooses the transport from the card
+    transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients
+    routes       which server instance runs a task
+    session      reply channels: the LiteTopic of a session
+    envelope     what goes into a message; jsonrpc and sse read what it carries
+    exchange     the caller's half: messages -> one response, each event once and in order. No I/O
+    reply        the server's half: one response -> messages. No I/O
+    rocketmq     an asyncio client of the RocketMQ 5 protocol
+    bridge       RocketMQ -> ASGI: take, lease, run, publish, ack
+    server       A2AServer: HTTP, RocketMQ and the well-known card; app is the a2a-sdk's side of it
+    executor     AgentScope agent -> a2a executor; events and confirmation are its vocabulary
+    provision    topics and groups that a card needs
+    dev          a local RocketMQ for development and tests
+    cli          the command `agentscope-rocketmq`
+
+Names are loaded on first use: importing AgentScope takes seconds, and a caller or a command line may not need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq._version import __version__
+
+if TYPE_CHECKING:
+    from agentscope_rocketmq.card import Address, Choice
+    from agentscope_rocketmq.client import RocketMQ, call_context
+    from agentscope_rocketmq.config import Limits, RocketMQConfig, Timeouts
+    from agentscope_rocketmq.errors import AgentScopeRocketMQError
+    from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events
+    from agentscope_rocketmq.executor import AgentScopeExecutor
+    from agentscope_rocketmq.server import A2AServer
+
+__all__ = [
+    "AGENT_EVENTS_EXTENSION",
+    "A2AServer",
+    "Address",
+    "AgentScopeExecutor",
+    "AgentScopeRocketMQError",
+    "Choice",
+    "Limits",
+    "RocketMQ",
+    "RocketMQConfig",
+    "Timeouts",
+    "__version__",
+    "agent_events",
+    "call_context",
+]
+
+_HOMES = {
+    "AGENT_EVENTS_EXTENSION": "events",
+    "A2AServer": "server",
+    "Address": "card",
+    "AgentScopeExecutor": "executor",
+    "AgentScopeRocketMQError": "errors",
+    "Choice": "card",
+    "Limits": "config",
+    "RocketMQ": "client",
+    "RocketMQConfig": "config",
+    "Timeouts": "config",
+    "agent_events": "events",
+    "call_context": "client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,150 @@
+"""The A2A app of a server: the a2a-sdk's routes around an executor, with the traps of its request handler closed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from a2a.server.request_handlers import DefaultRequestHandler
+from a2a.server.routes import create_jsonrpc_routes
+from a2a.server.tasks import (
+    BasePushNotificationSender,
+    InMemoryPushNotificationConfigStore,
+    InMemoryTaskStore,
+)
+from a2a.types import TaskState
+from a2a.utils.errors import UnsupportedOperationError
+from a2a.utils.push_url_validator import validate_push_notification_url
+from starlette.applications import Starlette
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from a2a.server.agent_execution import AgentExecutor
+    from a2a.server.context import ServerCallContext
+    from a2a.server.tasks import TaskStore
+    from a2a.types import AgentCard, Message, SendMessageRequest, Task
+
+__all__ = ["A2AApp", "BoundedTaskStore"]
+
+_AT_WORK = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
+_ENDED = (
+    TaskState.TASK_STATE_COMPLETED,
+    TaskState.TASK_STATE_CANCELED,
+    TaskState.TASK_STATE_FAILED,
+    TaskState.TASK_STATE_REJECTED,
+)
+# A task that waits for input is kept in the store; what the SDK holds beside it (queues, tasks of the loop) is let go
+# after this many seconds, and made anew by the next message.
+_INTERRUPTED_SECONDS = 600.0
+_PUSH_SECONDS = 10.0
+
+
+class BoundedTaskStore(InMemoryTaskStore):
+    """Tasks in memory, as the a2a-sdk keeps them, but not for ever.
+
+    Args:
+        most: Ended tasks to keep; beyond that the one that ended first is forgotten. Tasks at work always stay.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        super().__init__()
+        self._most = most
+        self._ended: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
+
+    async def save(self, task: Task, context: ServerCallContext) -> None:
+        """Save a task; see `TaskStore.save`."""
+        await super().save(task, context)
+        if task.status.state not in _ENDED:
+            return
+        self._ended[context.user.user_name, task.id] = context
+        while len(self._ended) > self._most:
+            (_, task_id), owner = self._ended.popitem(last=False)
+            await super().delete(task_id, owner)
+
+
+class _RequestHandler(DefaultRequestHandler):
+    """The SDK's handler, with checks that its behaviour at the edges asks for (measured on a2a-sdk 1.3)."""
+
+    def __init__(self, executor: AgentExecutor, task_store: TaskStore, card: AgentCard, **options: Any) -> None:
+        super().__init__(executor, task_store, card, **options)
+        self._tasks = task_store
+
+    async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
+        await self._check_task(params, context)
+        answer: Message | Task = await super().on_message_send(params, context)
+        return answer
+
+    async def on_message_send_stream(
+        self, params: SendMessageRequest, context: ServerCallContext
+    ) -> AsyncGenerator[Any, None]:
+        await self._check_task(params, context)
+        async for event in super().on_message_send_stream(params, context):
+            yield event
+
+    async def _check_task(self, params: SendMessageRequest, context: ServerCallContext) -> None:
+        """Refuse what the SDK would run twice or lose, and fill in what it would invent."""
+        message = params.message
+        if not message.task_id:
+            return
+        task = await self._tasks.get(message.task_id, context)
+        if task is None:
+            return
+        if task.status.state in _AT_WORK:
+            # The SDK would drop the message, or run it beside or after the run that the task is in.
+            raise UnsupportedOperationError(
+                f"Task {task.id} is at work and takes no message now: wait for its end, cancel it, "
+                "or send the message without a task id."
+            )
+        if not message.context_id:
+            # The SDK would make up a new context and, after a restart, fail the task for the difference.
+            message.context_id = task.context_id
+
+
+class A2AApp:
+    """An ASGI app that serves an executor by A2A's JSON-RPC, 1.0 and 0.3.
+
+    Args:
+        executor: Does the work.
+        card: The agent's card, complete.
+        path: Path of the JSON-RPC endpoint.
+        task_store: Where tasks are kept.
+        extended_card: What authenticated callers get as extended card; None for none.
+        push_url_validator: Says of a URL whether notifications may be sent there; None takes the a2a-sdk's rule,
+            which refuses addresses of private networks.
+    """
+
+    def __init__(
+        self,
+        executor: AgentExecutor,
+        card: AgentCard,
+        *,
+        path: str,
+        task_store: TaskStore,
+        extended_card: AgentCard | None = None,
+        push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
+        validator = push_url_validator or validate_push_notification_url
+        self._http = httpx.AsyncClient(timeout=_PUSH_SECONDS)
+        push_configs = InMemoryPushNotificationConfigStore()
+        self._handler = _RequestHandler(
+            executor,
+            task_store,
+            card,
+            push_config_store=push_configs,
+            push_sender=BasePushNotificationSender(self._http, push_configs, push_url_validator=validator),
+            push_url_validator=validator,
+            extended_agent_card=extended_card,
+            interrupted_task_timeout=_INTERRUPTED_SECONDS,
+        )
+        self._app = Starlette(routes=create_jsonrpc_routes(self._handler, path, enable_v0_3_compat=True))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one ASGI connection."""
+        await self._app(scope, receive, send)
+
+    async def aclose(self) -> None:
+        """End the runs still at work; their tasks stay as they are."""
+        await self._handler.aclose()
+        await self._http.aclose()

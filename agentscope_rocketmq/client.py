@@ -1,0 +1,308 @@
+"""RocketMQ: the caller's side. Reads an agent's card, chooses RocketMQ, and hands out clients and agents."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+import httpx
+from a2a.client import ClientCallContext, ClientCallInterceptor, ClientConfig, ClientFactory
+from a2a.client.transports.jsonrpc import JsonRpcTransport
+from a2a.compat.v0_3.jsonrpc_transport import CompatJsonRpcTransport
+from a2a.compat.v0_3.versions import is_legacy_version
+from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
+
+from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, Address, Choice, choose, parse_card, read_card
+from agentscope_rocketmq.config import RocketMQConfig
+from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.fetch import CardFetcher, default_cache
+from agentscope_rocketmq.rocketmq.connection import Connection
+from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+from agentscope_rocketmq.rocketmq.producer import Producer
+from agentscope_rocketmq.session import ReplyChannels, lite_topic_name
+from agentscope_rocketmq.transport import TOTAL_TIMEOUT_HEADER, Carrier, RocketMQTransport
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from a2a.client import Client
+    from a2a.client.interceptors import AfterArgs, BeforeArgs
+    from a2a.client.transports.base import ClientTransport
+    from a2a.types import AgentCard
+    from agentscope.agent import A2AAgent
+
+    from agentscope_rocketmq.config import Timeouts
+
+    AgentSource = AgentCard | Mapping[str, Any] | str | os.PathLike[str]
+
+__all__ = ["RocketMQ", "call_context"]
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS_HEADER = "A2A-Extensions"
+_KEEP_CARDS = object()
+
+
+def call_context(*, idle: float | None = None, total: float | None = None) -> ClientCallContext:
+    """Timeouts of one call, to be given as `context=` to a method of an a2a-sdk client.
+
+    Args:
+        idle: Seconds between two events of the response, and before the first; None keeps the client's.
+        total: Seconds for the call as a whole; None keeps the client's.
+    """
+    parameters = None if total is None else {TOTAL_TIMEOUT_HEADER: f"{total:g}"}
+    return ClientCallContext(timeout=idle, service_parameters=parameters)
+
+
+class RocketMQ:
+    """Calls A2A agents over RocketMQ. One for each process: its connections are shared by everything it hands out.
+
+    Args:
+        config: RocketMQ settings; None reads the environment.
+        card_cache: Folder in which fetched cards are kept, so that an agent whose processes are all down can still
+            be sent to; None keeps them in memory only. Default: the user's cache folder.
+    """
+
+    def __init__(self, config: RocketMQConfig | None = None, *, card_cache: Path | None | object = _KEEP_CARDS) -> None:
+        self.config = RocketMQConfig.from_env() if config is None else config
+        cache: Any = default_cache() if card_cache is _KEEP_CARDS else card_cache
+        self._cards = CardFetcher(cache)
+        self._carriers: dict[tuple[str, str, bool], tuple[Connection, Carrier]] = {}
+        self._clients: WeakKeyDictionary[Any, Choice] = WeakKeyDictionary()
+        self._closed = False
+
+    async def card(self, agent: AgentSource) -> AgentCard:
+        """The card of an agent.
+
+        Args:
+            agent: Its base URL (the card is fetched, and kept), a path to a card file, a dict, or an `AgentCard`.
+
+        Raises:
+            CardError: It can't be had or read.
+        """
+        if isinstance(agent, str) and agent.startswith(("http://", "https://")):
+            return await self._cards.fetch(agent)
+        if isinstance(agent, str) and agent.lstrip().startswith("{"):
+            return parse_card(agent)
+        if isinstance(agent, str) or hasattr(agent, "__fspath__"):
+            return read_card(agent)
+        return parse_card(agent)
+
+    async def client(
+        self,
+        agent: AgentSource,
+        *,
+        session: str | None = None,
+        allow_jsonrpc: bool = False,
+        timeouts: Timeouts | None = None,
+        interceptors: Sequence[ClientCallInterceptor] = (),
+        extensions: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Client:
+        """An a2a-sdk client for an agent, over RocketMQ where its card lists it. Close it, or use `async with`.
+
+        Args:
+            agent: As for `card`.
+            session: Name of the conversation: its answers come on a LiteTopic of their own, and it is the A2A context
+                of messages that name none. None takes a fresh random one, and leaves contexts to the server.
+            allow_jsonrpc: Take JSON-RPC over HTTP when the card lists no RocketMQ interface; else that is an error.
+            timeouts: Defaults of its calls; None takes those of the configuration. `call_context` sets them per call.
+            interceptors: The SDK's, for authentication and the like.
+            extensions: URIs of A2A extensions to ask for.
+            headers: HTTP headers to carry with each request.
+
+        Returns:
+            The client. `choice(client)` says which interface it took.
+
+        Raises:
+            CardError: The card can't be had, or lists no interface that can be used.
+            BrokerError: RocketMQ can't be reached, or reply topic, group or credentials are refused.
+        """
+        card = await self.card(agent)
+        choice = choose(card, allow_jsonrpc=allow_jsonrpc)
+        transport = await self._transport(card, choice, session, timeouts or self.config.timeouts, extensions, headers)
+        from a2a.client.base_client import BaseClient  # noqa: PLC0415  (what ClientFactory.create makes)
+
+        guards = [] if session is None else [_ContextIsSession(session)]
+        client = BaseClient(card, ClientConfig(streaming=True), transport, [*guards, *interceptors])
+        self._clients[client] = choice
+        logger.info("Agent %r is called over %s at %s", card.name, choice.binding, choice.url)
+        return client
+
+    async def agent(
+        self,
+        agent: AgentSource,
+        *,
+        session: str | None = None,
+        allow_jsonrpc: bool = False,
+        timeouts: Timeouts | None = None,
+        interceptors: Sequence[ClientCallInterceptor] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> A2AAgent:
+        """A remote agent as an AgentScope `A2AAgent` (arguments and errors as `client`). Close it, or `async with`."""
+        from agentscope.agent import A2AAgent  # noqa: PLC0415  (takes seconds to import)
+        from agentscope.state import A2AAgentState  # noqa: PLC0415
+
+        client = await self.client(
+            agent,
+            session=session,
+            allow_jsonrpc=allow_jsonrpc,
+            timeouts=timeouts,
+            interceptors=interceptors,
+            headers=headers,
+        )
+        state = A2AAgentState() if session is None else A2AAgentState(context_id=session)
+        remote = A2AAgent(await self.card(agent), client=client, state=state)
+        self._clients[remote] = self._clients[client]
+        return remote
+
+    def choice(self, client: Client | A2AAgent) -> Choice:
+        """Which interface of its card a client or agent of this object took: label, URL and A2A version."""
+        return self._clients[client]
+
+    def client_config(self, **options: Any) -> ClientConfig:
+        """A `ClientConfig` for one's own `ClientFactory`, that knows the RocketMQ interface and prefers it.
+
+        Args:
+            **options: Other fields of `ClientConfig`.
+        """
+        bindings = [ROCKETMQ, *options.pop("supported_protocol_bindings", [JSONRPC])]
+        return ClientConfig(
+            supported_protocol_bindings=list(dict.fromkeys(bindings)),
+            use_client_preference=options.pop("use_client_preference", True),
+            **options,
+        )
+
+    def register(self, factory: ClientFactory, *, session: str | None = None) -> None:
+        """Teach one's own `ClientFactory` to make clients over RocketMQ.
+
+        Each client it makes has a fresh session unless one is given here. RocketMQ is connected to by the first call.
+
+        Args:
+            factory: Made with `client_config()`, or with `RocketMQ` in its `supported_protocol_bindings`.
+            session: One session for all its clients; None for one each.
+
+        Raises:
+            ConfigurationError: The factory's config does not list `RocketMQ`: it would silently take another interface.
+        """
+        config: ClientConfig = factory._config  # noqa: SLF001  (the factory has no public view of it)
+        if ROCKETMQ not in config.supported_protocol_bindings:
+            raise ConfigurationError(
+                "This ClientFactory would never choose RocketMQ: its ClientConfig.supported_protocol_bindings does not "
+                "list it. Make it with ClientFactory(rocketmq.client_config())."
+            )
+
+        def produce(card: AgentCard, url: str, _config: ClientConfig) -> ClientTransport:
+            entries = [e for e in card.supported_interfaces if e.protocol_binding == ROCKETMQ and e.url == url]
+            best = ClientFactory._find_best_interface(entries)  # noqa: SLF001  (so that both see the same)
+            version = best.protocol_version if best else PROTOCOL_VERSION_1_0
+            choice = Choice(binding=ROCKETMQ, url=url, version=version)
+            return self._over_rocketmq(card, choice, session, self.config.timeouts, (), None)
+
+        factory.register(ROCKETMQ, produce)
+
+    async def aclose(self) -> None:
+        """Close all connections; clients and agents handed out end with it. Repeated calls are safe."""
+        self._closed = True
+        carriers, self._carriers = list(self._carriers.values()), {}
+        for connection, carrier in carriers:
+            await carrier.aclose()
+            await connection.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _transport(
+        self,
+        card: AgentCard,
+        choice: Choice,
+        session: str | None,
+        timeouts: Timeouts,
+        extensions: Sequence[str],
+        headers: Mapping[str, str] | None,
+    ) -> ClientTransport:
+        if choice.binding == ROCKETMQ:
+            # Connect now rather than in the first call: whoever asks for a client wants to know.
+            await self._carrier(Address.parse(choice.url)).start()
+            return self._over_rocketmq(card, choice, session, timeouts, extensions, headers)
+        return _json_rpc(card, choice, httpx.AsyncClient(**_options(choice, timeouts, extensions, headers)))
+
+    def _over_rocketmq(
+        self,
+        card: AgentCard,
+        choice: Choice,
+        session: str | None,
+        timeouts: Timeouts,
+        extensions: Sequence[str],
+        headers: Mapping[str, str] | None,
+    ) -> ClientTransport:
+        address = Address.parse(choice.url)
+        secret = self.config.a2a_secret
+        transport = RocketMQTransport(
+            address,
+            session=lite_topic_name(
+                session or uuid.uuid4().hex, secret=None if secret is None else secret.get_secret_value()
+            ),
+            carrier=self._carrier(address),
+            timeouts=timeouts,
+            limits=self.config.limits,
+        )
+        options = _options(choice, timeouts, extensions, headers)
+        return _json_rpc(card, choice, httpx.AsyncClient(transport=transport, **options))
+
+    def _carrier(self, address: Address) -> Carrier:
+        if self._closed:
+            raise ClosedError("This RocketMQ object is closed.")
+        key = (address.endpoint, address.namespace, address.secure or self.config.tls)
+        if key not in self._carriers:
+            config = self.config.model_copy(update={"tls": key[2]})
+            connection = Connection.from_config(config, endpoint=address.endpoint, namespace=address.namespace)
+            connect = config.timeouts.connect
+
+            def make() -> tuple[Producer, ReplyChannels]:
+                consumer = LiteConsumer(connection, config.reply_topic, config.reply_group, connect_timeout=connect)
+                replies = ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
+                return Producer(connection, connect_timeout=connect), replies
+
+            self._carriers[key] = connection, Carrier(make)
+        return self._carriers[key][1]
+
+
+def _options(
+    choice: Choice, timeouts: Timeouts, extensions: Sequence[str], headers: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Options of the httpx client: explicit timeouts, since httpx's five seconds would end most agents' work."""
+    all_headers = dict(headers or {})
+    if not is_legacy_version(choice.version):
+        # The SDK's transport leaves this to its factory.
+        all_headers[VERSION_HEADER] = PROTOCOL_VERSION_1_0
+    if extensions:
+        all_headers[EXTENSIONS_HEADER] = ", ".join(extensions)
+    timeout = httpx.Timeout(None, connect=timeouts.connect, read=timeouts.idle)
+    return {"headers": all_headers, "timeout": timeout}
+
+
+def _json_rpc(card: AgentCard, choice: Choice, http: httpx.AsyncClient) -> ClientTransport:
+    kind = CompatJsonRpcTransport if is_legacy_version(choice.version) else JsonRpcTransport
+    return kind(http, card, choice.url)
+
+
+class _ContextIsSession(ClientCallInterceptor):
+    """A message that names no context belongs to the session's."""
+
+    def __init__(self, session: str) -> None:
+        self._session = session
+
+    async def before(self, args: BeforeArgs) -> None:
+        if args.method in ("send_message", "send_message_streaming") and not args.input.message.context_id:
+            args.input.message.context_id = self._session
+
+    async def after(self, args: AfterArgs) -> None:
+        pass

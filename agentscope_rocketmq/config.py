@@ -1,0 +1,234 @@
+"""Everything about RocketMQ that an agent card must not carry: keys, reply topics, groups, time and size limits.
+
+`RocketMQConfig.from_env()` reads the environment; every field can be given by hand instead. Values are checked at
+once, and no credential appears in a repr, a log or an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping  # noqa: TC003  (pydantic reads annotations at run time)
+from pathlib import Path  # noqa: TC003
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from agentscope_rocketmq.errors import ConfigurationError
+
+__all__ = ["Limits", "RocketMQConfig", "Timeouts", "parse_endpoints"]
+
+_ADDRESS = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})$")
+_RESOURCE = re.compile(r"^[%A-Za-z0-9_-]{1,127}$")
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+
+
+def parse_endpoints(endpoint: str) -> tuple[str, ...]:
+    """Split an endpoint list into its addresses.
+
+    Args:
+        endpoint: `host:port`, or several separated by `;` or `,`. An IPv6 host is written in brackets.
+
+    Returns:
+        The addresses as `host:port`, in the order given; the first that answers is used.
+
+    Raises:
+        ConfigurationError: Empty, or an entry that is not `host:port`.
+    """
+    addresses = tuple(part.strip() for part in re.split(r"[;,]", endpoint) if part.strip())
+    if not addresses:
+        raise ConfigurationError(
+            "The RocketMQ endpoint is empty: give host:port of the proxy's gRPC port, e.g. 127.0.0.1:8081."
+        )
+    for address in addresses:
+        match = _ADDRESS.match(address)
+        if match is None or not 0 < int(match["port"]) < 65536:  # noqa: PLR2004
+            raise ConfigurationError(
+                f"{address!r} is not a RocketMQ endpoint: give host:port of the proxy's gRPC port "
+                "(several separated by ';'), without a scheme, e.g. 127.0.0.1:8081."
+            )
+    return addresses
+
+
+class Timeouts(BaseModel):
+    """How long to wait for what, in seconds. Idle and total time of a call are apart.
+
+    Attributes:
+        connect: To reach a broker that has not answered yet.
+        send: For one message to be accepted by the broker, retries and reconnects included.
+        idle: Between two events of a response (and before the first). None waits for ever.
+        total: For a call from its sending to its last event. None sets no such limit.
+        lease: How long a request stays invisible to other workers without being renewed. It is renewed every third
+            of that while its agent works, so a dead worker's request goes to another one after at most this long.
+        stall: How long a reader of a streamed response may leave its buffer full before it is cut off.
+        drain: How long a stopping server waits for the requests it is still working on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connect: float = Field(default=10.0, gt=0)
+    send: float = Field(default=30.0, gt=0)
+    idle: float | None = Field(default=300.0, gt=0)
+    total: float | None = Field(default=3600.0, gt=0)
+    lease: float = Field(default=30.0, ge=10)
+    stall: float = Field(default=30.0, gt=0)
+    drain: float = Field(default=10.0, ge=0)
+
+
+class Limits(BaseModel):
+    """How much to hold at once. Everything beyond stays on the broker or gets a clear error.
+
+    Attributes:
+        concurrency: Requests that one server works on at a time; the rest waits on the broker.
+        request_bytes: Largest decoded request body a server accepts, and largest a caller sends.
+        response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
+        stream_buffer: Response messages that a caller holds for a slow reader, each call.
+        contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    stream_buffer: int = Field(default=256, ge=1)
+    contexts: int = Field(default=10_000, ge=1)
+
+
+class RocketMQConfig(BaseModel):
+    """Where RocketMQ is and how this process uses it.
+
+    Attributes:
+        endpoint: `host:port` of the proxy's gRPC port; several separated by `;`.
+        namespace: RocketMQ namespace of topics and groups; empty for none.
+        access_key: Access key (AK) to sign calls with; None sends them unsigned.
+        secret_key: Secret key (SK) that belongs to it.
+        tls: Encrypt the connection.
+        tls_ca: PEM file of the certificate authorities to trust; None trusts gRPC's built-in ones.
+        namesrv: `host:port` of the name server, for provisioning only.
+        reply_topic: LITE topic on which this process receives answers.
+        reply_group: Consumer group bound to it, exclusive.
+        state_topic: LITE topic of this process's servers: one LiteTopic for each running instance.
+        state_group: Consumer group bound to it, exclusive.
+        allowed_reply_topics: Further LITE topics that a server may answer into, besides `reply_topic`. A request
+            that names any other is refused, so that nobody makes a server write where it should not.
+        a2a_secret: Secret of this deployment for names that can't be guessed; None uses plain names.
+        timeouts: See `Timeouts`.
+        limits: See `Limits`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str = "127.0.0.1:8081"
+    namespace: str = ""
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+    tls: bool = False
+    tls_ca: Path | None = None
+    namesrv: str | None = None
+    reply_topic: str = "WorkerAgentResponse"
+    reply_group: str = "CID_HOST_AGENT_LITE"
+    state_topic: str = "WorkerAgentResponseServer"
+    state_group: str = "CID_HOST_AGENT_LITE_SERVER"
+    allowed_reply_topics: tuple[str, ...] = ()
+    a2a_secret: SecretStr | None = None
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+
+    def __init__(self, **values: object) -> None:
+        """Check the values; see the class for what each means.
+
+        Raises:
+            ConfigurationError: A value is malformed or contradicts another; the message names the field, never a
+                credential's value.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc']) or 'configuration'}: {problem['msg']}"
+                for problem in error.errors(include_input=False, include_context=False, include_url=False)
+            )
+            raise ConfigurationError(f"The RocketMQ configuration is not usable: {problems}") from None
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_host_and_port(cls, value: str) -> str:
+        parse_endpoints(value)
+        return value
+
+    @field_validator("namesrv")
+    @classmethod
+    def _namesrv_is_host_and_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_endpoints(value)
+        return value
+
+    @field_validator("reply_topic", "reply_group", "state_topic", "state_group")
+    @classmethod
+    def _name_is_legal(cls, value: str) -> str:
+        if not _RESOURCE.match(value):
+            raise ValueError(f"{value!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%'")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_come_in_pairs(self) -> RocketMQConfig:
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("an access key and a secret key go together: give both or neither")
+        return self
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The addresses of `endpoint`, each `host:port`."""
+        return parse_endpoints(self.endpoint)
+
+    @property
+    def reply_topics(self) -> frozenset[str]:
+        """The LITE topics that a server with this configuration may answer into."""
+        return frozenset((self.reply_topic, *self.allowed_reply_topics))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> RocketMQConfig:
+        """Read the configuration from environment variables.
+
+        `ROCKETMQ_ENDPOINT`, `ROCKETMQ_NAMESPACE`, `ROCKETMQ_ACCESS_KEY`, `ROCKETMQ_SECRET_KEY`, `ROCKETMQ_TLS`,
+        `ROCKETMQ_TLS_CA`, `ROCKETMQ_NAMESRV`, `ROCKETMQ_REPLY_TOPIC`, `ROCKETMQ_REPLY_GROUP`, `ROCKETMQ_STATE_TOPIC`,
+        `ROCKETMQ_STATE_GROUP`, `ROCKETMQ_ALLOWED_REPLY_TOPICS` (separated by commas), `ROCKETMQ_A2A_SECRET`. What is
+        unset or empty keeps its default.
+
+        Args:
+            environ: The variables; None takes those of the process.
+            **overrides: Fields that win over the environment.
+
+        Raises:
+            ConfigurationError: A value is malformed; the message names the field.
+        """
+        source = os.environ if environ is None else environ
+        values: dict[str, object] = {}
+        for field in cls.model_fields:
+            text = source.get(f"ROCKETMQ_{field.upper()}", "").strip()
+            if not text or field in ("timeouts", "limits"):
+                continue
+            if field == "tls":
+                values[field] = _boolean("ROCKETMQ_TLS", text)
+            elif field == "allowed_reply_topics":
+                values[field] = tuple(part.strip() for part in text.split(",") if part.strip())
+            else:
+                values[field] = text
+        return cls(**(values | overrides))
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise ConfigurationError(f"{name}={text!r} is neither true nor false: use 1/0, true/false, yes/no or on/off.")

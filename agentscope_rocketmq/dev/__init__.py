@@ -1,0 +1,26 @@
+"""Brokers for development and tests, started and stopped from Python.
+
+::
+
+    apache     a real Apache RocketMQ: name server, broker and proxy as processes of this machine
+    maven      gets its jars into a cache folder
+    process    child processes that never outlive their parent
+    readiness  does a LiteTopic really answer?
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+
+__all__ = ["ApacheRocketMQ"]
+
+
+def __getattr__(name: str) -> object:
+    # Lazily: the command line's help must not load gRPC.
+    if name == "ApacheRocketMQ":
+        return importlib.import_module("agentscope_rocketmq.dev.apache").ApacheRocketMQ
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

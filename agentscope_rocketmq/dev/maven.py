@@ -1,0 +1,145 @@
+"""Gets the jars of Apache RocketMQ by Maven, once for each user and version."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ROCKETMQ_VERSION", "default_cache", "file_lock", "rocketmq_jars"]
+
+ROCKETMQ_VERSION = "5.5.0"
+"""The first release with LiteTopics."""
+
+MAVEN_TIMEOUT = 1200.0
+"""Seconds that a download of some 100 MB may take."""
+
+_ARTIFACTS = ("rocketmq-namesrv", "rocketmq-proxy", "rocketmq-tools")
+_COPY_DEPENDENCIES = "dependency:copy-dependencies"
+_POM = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId>
+  <artifactId>rocketmq-jars</artifactId>
+  <version>1</version>
+  <dependencies>
+{dependencies}
+  </dependencies>
+</project>
+"""
+_DEPENDENCY = """\
+    <dependency>
+      <groupId>org.apache.rocketmq</groupId>
+      <artifactId>{artifact}</artifactId>
+      <version>{version}</version>
+    </dependency>"""
+_LOG_TAIL = 15
+
+
+def default_cache() -> Path:
+    """The folder for what can be fetched again: `XDG_CACHE_HOME`, else the platform's own, plus `agentscope-rocketmq`."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(configured):  # noqa: PTH117  (the specification: a relative path is to be ignored)
+        base = Path(configured)
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path.home() / ".cache"
+    return base / "agentscope-rocketmq"
+
+
+def rocketmq_jars(cache: Path | None, on_progress: Callable[[str], None]) -> Path:
+    """The folder that holds RocketMQ's jars, fetched first if need be.
+
+    The folder appears in one rename, so it is complete or absent; processes that want it at once take turns.
+
+    Args:
+        cache: Where `rocketmq-VERSION/lib` is kept; None takes `default_cache()`.
+        on_progress: Told what is going on when it takes long.
+
+    Raises:
+        ConfigurationError: Maven is missing, or could not get the jars; the message says what to do.
+    """
+    home = (cache or default_cache()) / f"rocketmq-{ROCKETMQ_VERSION}"
+    jars = home / "lib"
+    if jars.is_dir():
+        return jars
+    home.mkdir(parents=True, exist_ok=True)
+    with file_lock(home / ".lock", timeout=MAVEN_TIMEOUT):
+        if not jars.is_dir():
+            on_progress(f"Fetching Apache RocketMQ {ROCKETMQ_VERSION} by Maven (100 MB, once) …")
+            with tempfile.TemporaryDirectory(dir=home, prefix="fetching-") as work:
+                _fetch(Path(work))
+                (Path(work) / "lib").rename(jars)
+    return jars
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, timeout: float) -> Iterator[None]:
+    """Hold a lock file; the operating system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: The file, made if need be; it stays.
+        timeout: Seconds to wait for another process that holds it; 0 does not wait.
+
+    Raises:
+        ConfigurationError: Another process still holds it.
+    """
+    deadline = time.monotonic() + timeout
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise ConfigurationError(f"{path.parent} is in use by another process.") from None
+                time.sleep(0.1)
+        yield
+
+
+def _fetch(work: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise ConfigurationError(
+            "Apache RocketMQ is fetched by Maven, and there is no `mvn` on the PATH: install Maven 3.6 or newer "
+            "(Debian: apt install maven; macOS: brew install maven)."
+        )
+    dependencies = "\n".join(
+        _DEPENDENCY.format(artifact=artifact, version=ROCKETMQ_VERSION) for artifact in _ARTIFACTS
+    )
+    (work / "pom.xml").write_text(_POM.format(dependencies=dependencies), encoding="utf-8")
+    command = [maven, "--batch-mode", "--quiet", _COPY_DEPENDENCIES, f"-DoutputDirectory={work / 'lib'}"]
+    try:
+        result = subprocess.run(  # noqa: PLW1510  (the exit code is looked at below)
+            command,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=MAVEN_TIMEOUT,
+            text=True,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigurationError(
+            f"Maven did not fetch Apache RocketMQ within {MAVEN_TIMEOUT:g} s: check the network and try again."
+        ) from None
+    if result.returncode != 0 or not (work / "lib").is_dir():
+        tail = "\n".join(result.stdout.strip().splitlines()[-_LOG_TAIL:])
+        raise ConfigurationError(
+            f"Maven could not fetch Apache RocketMQ {ROCKETMQ_VERSION} (exit code {result.returncode}): "
+            f"check the network and Maven's settings.\n{tail}"
+        )

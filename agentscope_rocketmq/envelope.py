@@ -1,0 +1,323 @@
+"""The two envelopes of the wire, encoded and decoded, nothing else.
+
+They are those of the Java reference implementation (`org.apache.rocketmq:rocketmq-a2a` 1.0.9): JSON in UTF-8, nulls
+left out, unknown fields ignored. `seq`, `attempt`, `status` and `headers` of a response are ours and go only to
+callers that announce in the request, by the header `BATCH_HEADER`, that they read them.
+
+Whoever may write to a topic may write anything into it: decoding checks each type, name and size, and turns whatever
+is wrong into an EnvelopeError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agentscope_rocketmq.errors import EnvelopeError
+from agentscope_rocketmq.jsonrpc import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BATCH_HEADER",
+    "MAX_HEADERS",
+    "MAX_HEADER_BYTES",
+    "ReplyAddress",
+    "RequestEnvelope",
+    "ResponseEnvelope",
+    "encoded_size",
+    "is_carried_header",
+    "is_header",
+]
+
+BATCH_HEADER = "x-rocketmq-a2a"
+"""Request header that says, with the value `1`: this caller reads batches, `seq`, `attempt`, `status`, `headers`."""
+
+MAX_HEADERS = 128
+"""Most headers that an envelope may carry."""
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Most bytes that names and values of an envelope's headers may have together."""
+
+_MAX_ID = 1024
+_MAX_NUMBER = 2**53 - 1  # JSON's safe integers
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TOPIC = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
+_LITE_TOPIC = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyAddress:
+    """Where the answer to a request belongs.
+
+    Attributes:
+        request_id: Id of the request.
+        reply_topic: LITE topic of the caller.
+        lite_topic: LiteTopic of the caller's session on it.
+    """
+
+    request_id: str
+    reply_topic: str
+    lite_topic: str
+
+    @classmethod
+    def find(cls, data: bytes) -> ReplyAddress | None:
+        """Find it in a message that may not be a valid request; None when it can't be found.
+
+        A request that is set aside for another reason can so still be answered with an error. Whether the topic
+        may be written to is for the server to decide.
+        """
+        try:
+            fields = _Fields.parse(data)
+            return cls(
+                request_id=fields.text("requestId", _REQUEST_ID),
+                reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
+                lite_topic=fields.text("liteTopic", _LITE_TOPIC),
+            )
+        except EnvelopeError:
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnvelope:
+    """A request on its way to an agent's topic.
+
+    Attributes:
+        request_id: Id of this request, unlike the JSON-RPC id unique: 32 hex characters.
+        body: The JSON-RPC request.
+        headers: HTTP headers of the request, as the caller wrote their names.
+        dest_topic: Topic of the agent; None where the caller left it out.
+        reply_topic: LITE topic on which the caller reads the answer.
+        lite_topic: LiteTopic of the caller's session on it.
+    """
+
+    request_id: str
+    body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    dest_topic: str | None
+    reply_topic: str
+    lite_topic: str
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the caller announces our additions to the Java format."""
+        return any(name.lower() == BATCH_HEADER and value.strip() == "1" for name, value in self.headers.items())
+
+    def encode(self) -> bytes:
+        """Write the message body."""
+        return _encode(
+            requestId=self.request_id,
+            requestBody=self.body,
+            requestHeader=dict(self.headers) or None,
+            destAgentTopic=self.dest_topic,
+            workAgentResponseTopic=self.reply_topic,
+            liteTopic=self.lite_topic,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> RequestEnvelope:
+        """Read a message body.
+
+        Raises:
+            EnvelopeError: It is not a request envelope, or lacks a reply address.
+        """
+        fields = _Fields.parse(data)
+        return cls(
+            request_id=fields.text("requestId", _REQUEST_ID),
+            body=fields.text("requestBody"),
+            headers=fields.headers("requestHeader") or {},
+            dest_topic=fields.optional_text("destAgentTopic", _TOPIC),
+            reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
+            lite_topic=fields.text("liteTopic", _LITE_TOPIC),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseEnvelope:
+    """One message of a response on its way to the caller's LiteTopic.
+
+    Attributes:
+        request_id: Id of the request it answers.
+        body: Server-sent events, or the JSON-RPC response; None in a bare end marker.
+        stream: Whether the response is a stream of events.
+        end: Whether this is its last message.
+        server_reply_topic: LITE topic on which the answering instance takes further requests for its task.
+        server_lite_topic: LiteTopic of that instance on it.
+        context_id: A2A context; None where the server does not say.
+        task_id: A2A task; None where the server does not say.
+        seq: Number of this message in the response, from 0. None from a server that does not number them.
+        attempt: Which run of the request this is, from 0; a redelivered request runs with a higher one.
+        status: HTTP status of the response, in its first message.
+        headers: HTTP headers of the response, in its first message.
+    """
+
+    request_id: str
+    body: str | None
+    stream: bool
+    end: bool
+    server_reply_topic: str | None = None
+    server_lite_topic: str | None = None
+    context_id: str | None = None
+    task_id: str | None = None
+    seq: int | None = None
+    attempt: int | None = None
+    status: int | None = None
+    headers: Mapping[str, str] | None = None
+
+    def encode(self) -> bytes:
+        """Write the message body."""
+        return _encode(
+            requestId=self.request_id,
+            responseBody=self.body,
+            stream=self.stream,
+            end=self.end,
+            serverWorkAgentResponseTopic=self.server_reply_topic,
+            serverLiteTopic=self.server_lite_topic,
+            contextId=self.context_id,
+            taskId=self.task_id,
+            seq=self.seq,
+            attempt=self.attempt,
+            status=self.status,
+            headers=None if self.headers is None else dict(self.headers),
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> ResponseEnvelope:
+        """Read a message body.
+
+        Raises:
+            EnvelopeError: It is not a response envelope.
+        """
+        fields = _Fields.parse(data)
+        return cls(
+            request_id=fields.text("requestId", _REQUEST_ID),
+            body=fields.optional_text("responseBody"),
+            stream=fields.flag("stream"),
+            end=fields.flag("end"),
+            server_reply_topic=fields.optional_text("serverWorkAgentResponseTopic", _TOPIC),
+            server_lite_topic=fields.optional_text("serverLiteTopic", _LITE_TOPIC),
+            context_id=fields.optional_text("contextId", limit=_MAX_ID),
+            task_id=fields.optional_text("taskId", limit=_MAX_ID),
+            seq=fields.number("seq"),
+            attempt=fields.number("attempt"),
+            status=fields.number("status", low=100, high=599),
+            headers=fields.headers("headers"),
+        )
+
+
+def encoded_size(text: str) -> int:
+    """Bytes that a text takes up inside an envelope, its escapes counted, its quotes not."""
+    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2
+
+
+def is_header(name: str, value: str) -> bool:
+    """Whether a header may stand in an envelope: a legal name, no control characters in the value."""
+    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
+
+
+def is_carried_header(name: str) -> bool:
+    """Whether a response header (in lower case) means something beyond its own connection."""
+    return name == "content-type" or name.startswith(("a2a-", "x-"))
+
+
+def _encode(**fields: object) -> bytes:
+    present = {name: value for name, value in fields.items() if value is not None}
+    text = json.dumps(present, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+class _Fields:
+    """The fields of an envelope, each checked as it is read."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Fields:
+        try:
+            fields = read_json(data.decode("utf-8"))
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise EnvelopeError(f"The message is not an envelope: {error}.") from None
+        if not isinstance(fields, dict):
+            raise EnvelopeError("The message is not an envelope: its JSON is not an object.")
+        return cls(fields)
+
+    def _error(self, name: str, problem: str) -> EnvelopeError:
+        request_id = self._fields.get("requestId")
+        if not (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
+            request_id = None
+        return EnvelopeError(
+            f"The envelope of request {request_id or '(unknown)'} has a bad {name}: {problem}.",
+            request_id=request_id,
+        )
+
+    def optional_text(
+        self, name: str, pattern: re.Pattern[str] | None = None, *, limit: int | None = None
+    ) -> str | None:
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise self._error(name, "it is not a string")
+        if pattern is not None and not pattern.fullmatch(value):
+            raise self._error(name, f"it does not match {pattern.pattern}")
+        if limit is not None and len(value) > limit:
+            raise self._error(name, f"it is longer than {limit} characters")
+        return _without_surrogates(value)
+
+    def text(self, name: str, pattern: re.Pattern[str] | None = None) -> str:
+        value = self.optional_text(name, pattern)
+        if value is None:
+            raise self._error(name, "it is missing")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._fields.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self._error(name, "it is neither true nor false")
+        return value
+
+    def number(self, name: str, *, low: int = 0, high: int = _MAX_NUMBER) -> int | None:
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._error(name, f"it is not a whole number from {low} to {high}")
+        return value
+
+    def headers(self, name: str) -> dict[str, str] | None:
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._error(name, "it is not a map")
+        if len(value) > MAX_HEADERS:
+            raise self._error(name, f"it has more than {MAX_HEADERS} entries")
+        headers: dict[str, str] = {}
+        size = 0
+        for header, text in value.items():
+            if text is None:
+                continue
+            if not isinstance(text, str) or not is_header(header, text):
+                raise self._error(name, "an entry is not a legal HTTP header")
+            headers[header] = _without_surrogates(text)
+            size += len(header) + len(headers[header].encode())
+        if size > MAX_HEADER_BYTES:
+            raise self._error(name, f"it is longer than {MAX_HEADER_BYTES} bytes")
+        return headers
+
+
+def _without_surrogates(text: str) -> str:
+    # JSON can escape half a surrogate pair; such a string could never be written as UTF-8 again.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -1,0 +1,107 @@
+"""Fetches agent cards over HTTP and keeps them, so that an agent whose processes are all down can still be sent to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from a2a.client import A2ACardResolver
+from a2a.client.errors import AgentCardResolutionError
+
+from agentscope_rocketmq.card import card_to_dict, parse_card
+from agentscope_rocketmq.errors import CardError
+
+if TYPE_CHECKING:
+    from a2a.types import AgentCard
+
+__all__ = ["CardFetcher", "default_cache"]
+
+logger = logging.getLogger(__name__)
+
+FETCH_SECONDS = 5.0
+# Within this a card is not fetched again.
+FRESH_SECONDS = 60.0
+
+
+def default_cache() -> Path:
+    """Where cards are kept: `agentscope-rocketmq/cards` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentscope-rocketmq" / "cards"
+
+
+class CardFetcher:
+    """Agent cards by URL.
+
+    Args:
+        cache: Folder to keep them in, for other processes and later runs; None keeps them in memory only.
+    """
+
+    def __init__(self, cache: Path | None) -> None:
+        self._cache = cache
+        self._fresh: dict[str, tuple[float, AgentCard]] = {}
+
+    async def fetch(self, url: str) -> AgentCard:
+        """The card of the agent at a base URL, from its well-known place.
+
+        Args:
+            url: Base URL, as `http://127.0.0.1:10001`; one that ends with `.json` is the card's own.
+
+        Returns:
+            The card as served now; when nobody answers, the one kept from before (a warning says so).
+
+        Raises:
+            CardError: Nobody answers and none was kept, or what answers is no agent card.
+        """
+        fetched_at, known = self._fresh.get(url, (0.0, None))
+        if known is not None and time.monotonic() - fetched_at < FRESH_SECONDS:
+            return known
+        base, path = (url.rsplit("/", 1)[0], url.rsplit("/", 1)[1]) if url.endswith(".json") else (url, None)
+        try:
+            async with httpx.AsyncClient(timeout=FETCH_SECONDS) as http:
+                card = await A2ACardResolver(http, base).get_agent_card(path)
+        except AgentCardResolutionError as error:
+            if not isinstance(error.__cause__, httpx.TransportError):
+                raise CardError(f"What {url} answers is not an agent card: {error}") from error
+            kept = known or await asyncio.to_thread(self._kept, url)
+            if kept is None:
+                raise CardError(
+                    f"The agent at {url} does not answer, and its card was never fetched before: start the agent, or "
+                    f"give its card as a file. ({error})"
+                ) from error
+            logger.warning("The agent at %s does not answer over HTTP; going by its card kept from before", url)
+            return kept
+        except (ValueError, TypeError, KeyError, AttributeError, httpx.InvalidURL) as error:
+            raise CardError(f"What {url} answers is not an agent card: {error}") from error
+        self._fresh[url] = (time.monotonic(), card)
+        await asyncio.to_thread(self._keep, url, card)
+        return card
+
+    def _file(self, url: str) -> Path | None:
+        return None if self._cache is None else self._cache / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+
+    def _kept(self, url: str) -> AgentCard | None:
+        file = self._file(url)
+        try:
+            return None if file is None else parse_card(file.read_text(encoding="utf-8"))
+        except (OSError, CardError):
+            return None
+
+    def _keep(self, url: str, card: AgentCard) -> None:
+        file = self._file(url)
+        if file is None:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Written beside and renamed: another process never reads half a card.
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as beside:
+                json.dump(card_to_dict(card), beside)
+            Path(beside.name).replace(file)
+        except OSError as error:
+            logger.warning("The card of %s could not be kept in %s: %s", url, file.parent, error)

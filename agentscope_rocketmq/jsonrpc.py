@@ -1,0 +1,172 @@
+"""JSON-RPC texts as they pass by: what the carrier must know about them, read without trusting them.
+
+The carrier moves A2A's JSON-RPC requests and responses as text. It looks inside for three things only: the id and
+method of a request, whether an event is the last one of its task, and whether an error carries what no caller
+should see. Everything here works on text and never raises anything but ValueError.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NoReturn, TypeAlias
+
+__all__ = [
+    "INTERNAL_ERROR",
+    "STREAM_METHODS",
+    "Progress",
+    "RpcId",
+    "RpcRequest",
+    "error_response",
+    "plain_error",
+    "progress",
+    "read_json",
+]
+
+RpcId: TypeAlias = str | int | float | None
+
+INTERNAL_ERROR = -32603
+"""JSON-RPC's code for a failure of the answering side."""
+
+STREAM_METHODS = frozenset({"SendStreamingMessage", "SubscribeToTask", "message/stream", "tasks/resubscribe"})
+"""The A2A methods that are answered with a stream of events, by their names in 1.0 and 0.3."""
+
+_ENDED_STATES = frozenset({"completed", "failed", "canceled", "rejected"})
+_INTERRUPTED_STATES = frozenset({"input-required", "auth-required"})
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def read_json(text: str) -> Any:
+    """Parse a JSON text that comes from outside.
+
+    Raises:
+        ValueError: Not JSON (NaN and Infinity included), nested too deeply, or a number of absurd length.
+    """
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcRequest:
+    """What the carrier needs to know of a JSON-RPC request.
+
+    Attributes:
+        id: Its id, to be repeated in an answer; None where there is none or it can't be read.
+        method: Its method; None where it can't be read.
+    """
+
+    id: RpcId = None
+    method: str | None = None
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether its answer is a stream of events."""
+        return self.method in STREAM_METHODS
+
+    @classmethod
+    def read(cls, body: str) -> RpcRequest:
+        """Read id and method from a request body; what can't be read is None, nothing is raised."""
+        try:
+            request = read_json(body)
+        except ValueError:
+            return cls()
+        if not isinstance(request, dict):
+            return cls()
+        rpc_id, method = request.get("id"), request.get("method")
+        readable = isinstance(rpc_id, str | int | float) and not isinstance(rpc_id, bool)
+        return cls(
+            id=rpc_id if readable else None,
+            method=method if isinstance(method, str) else None,
+        )
+
+
+def error_response(rpc_id: RpcId, code: int, message: str) -> str:
+    """Write a JSON-RPC error response.
+
+    Args:
+        rpc_id: Id of the request it answers; None where that is not known.
+        code: Error code of JSON-RPC or A2A.
+        message: What happened and what to do, for the caller's eyes.
+    """
+    error = {"code": code, "message": message}
+    return json.dumps({"jsonrpc": "2.0", "id": rpc_id, "error": error}, ensure_ascii=False)
+
+
+class Progress(Enum):
+    """What an event of a stream says about the stream's further course."""
+
+    OPEN = "open"
+    """More is to come."""
+    INTERRUPTED = "interrupted"
+    """The task waits for input or authorisation: a stream may end here, or go on."""
+    ENDED = "ended"
+    """The last event of a stream: a final state, a bare message, an error."""
+
+
+def progress(event: str) -> Progress:
+    """Tell from an event's JSON-RPC response, 1.0 or 0.3, whether its stream goes on."""
+    try:
+        response = read_json(event)
+    except ValueError:
+        return Progress.OPEN
+    if not isinstance(response, dict):
+        return Progress.OPEN
+    if response.get("error") is not None:
+        return Progress.ENDED
+    result = response.get("result")
+    if not isinstance(result, dict):
+        return Progress.OPEN
+    kind = result.get("kind")  # 0.3; a 1.0 result has one member named after its kind
+    if result.get("final") is True or kind == "message" or isinstance(result.get("message"), dict):
+        return Progress.ENDED
+    carrier = result if kind in ("task", "status-update") else None
+    return _state_progress(carrier or result.get("statusUpdate") or result.get("task"))
+
+
+def _state_progress(carrier: Any) -> Progress:
+    status = carrier.get("status") if isinstance(carrier, dict) else None
+    state = status.get("state") if isinstance(status, dict) else None
+    if not isinstance(state, str):
+        return Progress.OPEN
+    name = state.removeprefix("TASK_STATE_").lower().replace("_", "-")
+    if name in _ENDED_STATES:
+        return Progress.ENDED
+    return Progress.INTERRUPTED if name in _INTERRUPTED_STATES else Progress.OPEN
+
+
+def plain_error(body: str) -> str:
+    """Bring an error of a Java server into the form of JSON-RPC.
+
+    Errors found before a Java server's handler ran are encoded twice, and their error object is a serialised
+    exception with its class and stack trace. Code and message are kept, the rest is nobody's business. Any other
+    body comes back as it is.
+    """
+    twice = body.lstrip()[:1] == '"'
+    if not twice and '"@type"' not in body and '"stackTrace"' not in body:
+        return body
+    try:
+        inner = read_json(body)
+        response = read_json(inner) if isinstance(inner, str) else inner
+    except ValueError:
+        return body
+    if not isinstance(response, dict):
+        return body
+    error = response.get("error")
+    # A 1.0 error may carry "@type" deeper, in its details: those are meant for the caller.
+    if isinstance(error, dict) and ("@type" in error or "stackTrace" in error):
+        code, message = error.get("code"), error.get("message")
+        return error_response(
+            response.get("id"),
+            code if isinstance(code, int) else INTERNAL_ERROR,
+            message if isinstance(message, str) else "The agent's server refused the request.",
+        )
+    return inner if isinstance(inner, str) else body

@@ -1,0 +1,250 @@
+"""gRPC channels to the proxies of one RocketMQ cluster, shared by all producers and consumers of a process."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import platform
+import socket
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from agentscope_rocketmq.config import parse_endpoints
+from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.protocol import MessagingServiceStub, definition
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agentscope_rocketmq.config import RocketMQConfig
+
+__all__ = ["Connection", "Endpoint", "new_client_id", "user_agent"]
+
+logger = logging.getLogger(__name__)
+
+# One message may be as large as the broker allows (4 MiB unless raised there) plus its properties.
+_MAX_GRPC_MESSAGE = 128 * 1024 * 1024
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", _MAX_GRPC_MESSAGE),
+    ("grpc.max_send_message_length", _MAX_GRPC_MESSAGE),
+    ("grpc.enable_retries", 0),
+    # A proxy that restarts is found again within a second, not after gRPC's two minutes of back-off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Channels of one process must not share a subchannel, or one dead connection looks like many.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One proxy and the channel to it.
+
+    Attributes:
+        address: `host:port`.
+        channel: Its gRPC channel, which reconnects by itself.
+        stub: The protocol's calls over that channel.
+    """
+
+    address: str
+    channel: Any
+    stub: Any
+
+
+class Connection:
+    """The way to one RocketMQ cluster: endpoints, credentials, TLS.
+
+    A cluster's proxies are equals: whichever endpoint of the list answers is used for everything, and when it fails
+    the next one is. (In RocketMQ's cluster mode, the only one that serves LiteTopics, a proxy passes each call on to
+    the broker concerned.) Opening a connection does no I/O; the first call does.
+
+    Args:
+        endpoint: `host:port` of a proxy's gRPC port; several separated by `;`.
+        namespace: RocketMQ namespace for all topics and groups; empty for none.
+        access_key: Access key; None sends calls unsigned.
+        secret_key: Secret key that belongs to it.
+        tls: Encrypt.
+        tls_ca: PEM file of the authorities to trust; None trusts gRPC's built-in ones.
+
+    Raises:
+        ConfigurationError: A malformed endpoint, or an unreadable `tls_ca`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        namespace: str = "",
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        tls: bool = False,
+        tls_ca: Path | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self._addresses = parse_endpoints(endpoint)
+        self._access_key = access_key
+        self._secret_key = secret_key
+        self._credentials = _channel_credentials(tls_ca) if tls else None
+        self._endpoints: dict[str, Endpoint] = {}
+        self._index = 0
+        self._closed = False
+
+    @classmethod
+    def from_config(
+        cls, config: RocketMQConfig, *, endpoint: str | None = None, namespace: str | None = None
+    ) -> Connection:
+        """A connection with the credentials of a configuration.
+
+        Args:
+            config: Where credentials and TLS come from.
+            endpoint: Another endpoint than the configuration's. Credentials are sent only to the configuration's
+                own endpoints: a card must not be able to collect them.
+            namespace: Another namespace than the configuration's.
+        """
+        target = endpoint or config.endpoint
+        trusted = set(parse_endpoints(target)) <= set(config.endpoints)
+        secret = config.secret_key.get_secret_value() if config.secret_key is not None else None
+        return cls(
+            target,
+            namespace=config.namespace if namespace is None else namespace,
+            access_key=config.access_key if trusted else None,
+            secret_key=secret if trusted else None,
+            tls=config.tls,
+            tls_ca=config.tls_ca,
+        )
+
+    def __repr__(self) -> str:
+        return f"Connection({self.address!r}, namespace={self.namespace!r})"
+
+    @property
+    def address(self) -> str:
+        """The endpoints as configured, separated by `;`."""
+        return ";".join(self._addresses)
+
+    def endpoint(self, *, failed: Endpoint | None = None) -> Endpoint:
+        """The endpoint to use now.
+
+        Args:
+            failed: An endpoint that just failed its user; when it is the current one, the next in the list
+                becomes current. None only asks.
+
+        Raises:
+            ClosedError: The connection is closed.
+        """
+        if self._closed:
+            raise ClosedError(f"The connection to RocketMQ at {self.address} is closed.")
+        if failed is not None and failed.address == self._addresses[self._index]:
+            self._index = (self._index + 1) % len(self._addresses)
+            if len(self._addresses) > 1:
+                logger.warning("RocketMQ proxy %s failed; going on with %s", failed.address, self._current)
+        return self._open(self._current)
+
+    @property
+    def _current(self) -> str:
+        return self._addresses[self._index]
+
+    def _open(self, address: str) -> Endpoint:
+        endpoint = self._endpoints.get(address)
+        if endpoint is None:
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            else:
+                channel = grpc.aio.secure_channel(address, self._credentials, options=_CHANNEL_OPTIONS)
+            endpoint = Endpoint(address, channel, MessagingServiceStub(channel))
+            self._endpoints[address] = endpoint
+        return endpoint
+
+    def resource(self, name: str) -> Any:
+        """The protocol's `Resource` for a topic or group in this connection's namespace."""
+        return definition.Resource(resource_namespace=self.namespace, name=name)
+
+    def endpoints_message(self) -> Any:
+        """The protocol's `Endpoints` of this connection, as routes and settings want it."""
+        message = definition.Endpoints(scheme=_scheme(self._addresses[0]))
+        for address in self._addresses:
+            host, _, port = address.rpartition(":")
+            message.addresses.add(host=host.strip("[]"), port=int(port))
+        return message
+
+    def metadata(self, client_id: str) -> tuple[tuple[str, str], ...]:
+        """Call metadata for a client id, signed (MQv2-HMAC-SHA1) where there are credentials."""
+        # The official client signs local time marked as UTC; brokers compare nothing but the signature.
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        metadata = (
+            ("x-mq-language", "PYTHON"),
+            ("x-mq-protocol", "GRPC_V2"),
+            ("x-mq-client-version", _CLIENT_VERSION),
+            ("x-mq-date-time", now),
+            ("x-mq-request-id", str(uuid.uuid4())),
+            ("x-mq-client-id", client_id),
+            ("x-mq-namespace", self.namespace),
+        )
+        if self._access_key is None or self._secret_key is None:
+            return metadata
+        signature = hmac.new(self._secret_key.encode(), now.encode(), hashlib.sha1).hexdigest()
+        authorization = (
+            f"MQv2-HMAC-SHA1 Credential={self._access_key}, SignedHeaders=x-mq-date-time, Signature={signature}"
+        )
+        return (*metadata, ("authorization", authorization))
+
+    async def aclose(self) -> None:
+        """Close all channels. Producers and consumers are to be closed before. Repeated calls are safe."""
+        self._closed = True
+        endpoints, self._endpoints = list(self._endpoints.values()), {}
+        for endpoint in endpoints:
+            await endpoint.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+# The version of the stubs; the proxy derives from it which answer codes a client knows.
+_CLIENT_VERSION = version("rocketmq-python-client")
+
+
+def user_agent() -> Any:
+    """The protocol's `UA` of this process."""
+    return definition.UA(
+        language=definition.Language.PYTHON,
+        version=_CLIENT_VERSION,
+        platform=platform.platform(),
+        hostname=socket.gethostname(),
+    )
+
+
+def new_client_id() -> str:
+    """A client id that no other client has: the broker keeps settings and subscriptions by it."""
+    return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
+
+
+def _channel_credentials(tls_ca: Path | None) -> Any:
+    if tls_ca is None:
+        return grpc.ssl_channel_credentials()
+    try:
+        return grpc.ssl_channel_credentials(root_certificates=tls_ca.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(
+            f"The certificate authorities in {tls_ca} can't be read ({error.strerror}): "
+            "give a readable PEM file as ROCKETMQ_TLS_CA."
+        ) from error
+
+
+def _scheme(address: str) -> Any:
+    host = address.rpartition(":")[0]
+    if host.startswith("["):
+        return definition.AddressScheme.IPv6
+    if host.replace(".", "").isdigit():
+        return definition.AddressScheme.IPv4
+    return definition.AddressScheme.DOMAIN_NAME

@@ -1,0 +1,407 @@
+"""LiteTopics: one consumer reads many of them, each in order, from where it says.
+
+What the broker does (rocketmq-facts.md, measured on 5.5.0): it hands out one batch of a LiteTopic at a time and blocks
+that LiteTopic for the group until all of the batch is acked, its invisible time is over, or somebody seeks. In an
+exclusive group a subscription with an offset option takes the LiteTopic over, un-acked batch or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from agentscope_rocketmq.errors import BrokerError, IllegalRequest, QuotaExceeded
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, Client, backoff
+from agentscope_rocketmq.rocketmq.connection import user_agent
+from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
+from agentscope_rocketmq.rocketmq.polling import BATCH_SIZE, Poller
+from agentscope_rocketmq.rocketmq.protocol import definition, service
+from agentscope_rocketmq.rocketmq.status import check
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Iterable
+
+    from agentscope_rocketmq.rocketmq.connection import Connection
+    from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+
+__all__ = ["LiteBatch", "LiteConsumer", "LiteLost", "Position"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# A batch whose reader died un-acked is handed out again after this; a take-over seeks and does not wait for it.
+INVISIBLE = 60.0
+# The client sends its whole set anew this often: the broker forgets sets when it restarts.
+REFRESH_INTERVAL = 30.0
+# A call with this many names took 6 ms (rocketmq-facts.md).
+NAMES_A_CALL = 200
+# Batches received but not taken by the reader yet; beyond it the consumer does not poll.
+UNREAD_BATCHES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where to begin in a LiteTopic. Use the class methods.
+
+    A LiteTopic's offsets are 0, 1, 2, …; `committed` is the first offset not acked by the group.
+    """
+
+    option: str
+    value: int
+
+    @classmethod
+    def offset(cls, value: int) -> Position:
+        """At that offset."""
+        if value < 0:
+            raise ValueError(f"An offset is 0 or more, not {value}.")
+        return cls("offset", value)
+
+    @classmethod
+    def first(cls) -> Position:
+        """At the first message kept."""
+        return cls("policy", int(definition.OffsetOption.MIN))
+
+    @classmethod
+    def last(cls) -> Position:
+        """After the last message: only what is sent from now on."""
+        return cls("policy", int(definition.OffsetOption.MAX))
+
+    @classmethod
+    def tail(cls, count: int) -> Position:
+        """`count` messages before the committed offset; does nothing when nothing was ever acked."""
+        if count < 0:
+            raise ValueError(f"A tail is 0 or more messages, not {count}.")
+        return cls("tail_n", count)
+
+
+@dataclass(frozen=True, slots=True)
+class LiteBatch:
+    """Messages of one LiteTopic, in order of their offsets, none of them delivered before.
+
+    The next batch of this LiteTopic comes when all of these are acked.
+    """
+
+    lite_topic: str
+    messages: tuple[ReceivedMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiteLost:
+    """Another consumer of the exclusive group took the LiteTopic over: nothing more comes here."""
+
+    lite_topic: str
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """What is known of one subscribed LiteTopic."""
+
+    newest: ReceivedMessage | None = None
+    # Delivered and not acked yet, by offset: a redelivery brings a new receipt handle for the same message.
+    unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
+
+
+class LiteConsumer:
+    """Reads LiteTopics of one LITE topic under one client id, for a group that is bound to that topic.
+
+    Within a LiteTopic messages come in order and, while this consumer holds it, once each: redeliveries of what was
+    delivered already are recognised by offset and store time and not shown again. Across LiteTopics there is no order.
+
+    Args:
+        connection: The cluster.
+        topic: The LITE topic, without namespace.
+        group: Consumer group bound to it, without namespace; exclusive for clean take-over.
+        connect_timeout: Seconds that `start` may take.
+    """
+
+    def __init__(self, connection: Connection, topic: str, group: str, *, connect_timeout: float = 10.0) -> None:
+        self.topic = topic
+        self.group = group
+        self._connection = connection
+        self._connect_timeout = connect_timeout
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._unread: asyncio.Queue[LiteBatch | LiteLost | None] = asyncio.Queue()
+        self._refresh_now = asyncio.Event()
+        # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
+        self._changing = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+        self._client = Client(
+            connection,
+            _settings(connection, topic, group),
+            group=group,
+            on_command=self._on_command,
+            on_established=self._refresh_now.set,
+        )
+        self._poller = Poller(
+            self._client,
+            topic=topic,
+            group=group,
+            invisible=INVISIBLE,
+            reserve=lambda _sharing: 0 if self._unread.qsize() >= UNREAD_BATCHES else BATCH_SIZE,
+            deliver=self._deliver,
+            on_recovered=self._refresh_now.set,
+        )
+
+    @property
+    def lite_topics(self) -> frozenset[str]:
+        """The LiteTopics subscribed here."""
+        return frozenset(self._subscriptions)
+
+    @property
+    def quota(self) -> int:
+        """How many LiteTopics the server lets one client subscribe (`lite.sub.client.quota` of the group)."""
+        return int(self._client.server_settings.subscription.lite_subscription_quota)
+
+    async def start(self) -> None:
+        """Connect and begin to receive.
+
+        Raises:
+            BrokerError: Nobody answers, or topic, group or credentials are refused: `GroupNotBound` when the group
+                is bound to another topic or none, …
+        """
+        await self._client.start(timeout=self._connect_timeout)
+        try:
+            # An empty set asks the broker whether this group may read this topic at all.
+            await self._sync("COMPLETE_ADD", ())
+            self._refresh_now.clear()
+            await self._poller.start(timeout=self._connect_timeout)
+        except BaseException:
+            await self._client.aclose()
+            raise
+        self._tasks = [
+            asyncio.create_task(self._refresh_loop(), name=f"rocketmq[{self._client.client_id}].subscriptions")
+        ]
+
+    async def subscribe(self, lite_topics: Collection[str], *, at: Position | None = None) -> None:
+        """Read these LiteTopics from now on, in one call for up to 200 of them.
+
+        In an exclusive group they are taken from whoever reads them; that consumer gets a `LiteLost`.
+
+        Args:
+            lite_topics: Their names. Those subscribed already are read anew from `at`.
+            at: Where to begin. None goes on at the group's committed offset, after a batch that another consumer
+                left un-acked only when its invisible time (60 s) is over: give a position to take over at once.
+
+        Raises:
+            IllegalRequest: A name that is not 1-64 letters, digits, '_' or '-'.
+            QuotaExceeded: More than the server allows one client.
+            BrokerError: As the broker says.
+        """
+        for name in lite_topics:
+            if not LITE_TOPIC_NAME.match(name):
+                raise IllegalRequest(f"{name!r} is not a LiteTopic name: use 1-64 letters, digits, '_' or '-'.")
+        wanted = len(self._subscriptions.keys() | set(lite_topics))
+        if self.quota and wanted > self.quota:
+            raise QuotaExceeded(
+                f"Subscribing {len(lite_topics)} LiteTopics of {self.topic!r} failed: {wanted} are more than the "
+                f"{self.quota} that group {self.group!r} allows one client. Raise its lite.sub.client.quota "
+                "(`agentscope-rocketmq provision` does)."
+            )
+        # A seek on one's own subscription would make the broker tell this very client that it lost the LiteTopic, and
+        # drop it from the client's set (LiteSubscriptionRegistryImpl#excludeClientByLmqName): leave it first.
+        async with self._changing:
+            await self._leave([name for name in lite_topics if name in self._subscriptions])
+            for names in _chunks(lite_topics, NAMES_A_CALL):
+                # Known before the call: the first message may come before the call returns.
+                for name in names:
+                    self._subscriptions[name] = _Subscription()
+                try:
+                    await self._sync("PARTIAL_ADD", names, at)
+                except BaseException:
+                    for name in names:
+                        self._subscriptions.pop(name, None)
+                    raise
+
+    async def unsubscribe(self, lite_topics: Collection[str]) -> None:
+        """Read these no longer. What is un-acked goes to the group's next reader. Unknown names are ignored."""
+        async with self._changing:
+            await self._leave(lite_topics)
+
+    async def _leave(self, lite_topics: Collection[str]) -> None:
+        known = [name for name in lite_topics if self._subscriptions.pop(name, None) is not None]
+        for names in _chunks(known, NAMES_A_CALL):
+            await self._sync("PARTIAL_REMOVE", names)
+
+    async def seek(self, lite_topic: str, at: Position) -> None:
+        """Read a LiteTopic anew from there; the same as subscribing it again."""
+        await self.subscribe([lite_topic], at=at)
+
+    async def batches(self) -> AsyncIterator[LiteBatch | LiteLost]:
+        """What comes, until the consumer is closed. For one reader, who must ack for more to come."""
+        while (item := await self._unread.get()) is not None:
+            self._poller.wake()
+            yield item
+
+    async def ack(self, messages: Iterable[ReceivedMessage], *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+        """These are taken: the group's committed offset moves behind them once all before them are acked too.
+
+        An ack that comes late (the LiteTopic was taken over, the message handed out again) changes nothing and is no
+        error.
+
+        Args:
+            messages: Any number, of any of this consumer's LiteTopics.
+            timeout: Seconds to keep trying while the broker does not answer; then the messages are handed out again.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        for chunk in _chunks(list(messages), NAMES_A_CALL):
+            attempt = 0
+            while True:
+                attempt += 1
+                try:
+                    await self._ack_once(chunk)
+                    break
+                except BrokerError as error:
+                    delay = backoff(attempt)
+                    if not error.transient or loop.time() + delay > deadline:
+                        logger.warning("%s They will be delivered again.", error)
+                        break
+                    await asyncio.sleep(delay)
+
+    async def aclose(self) -> None:
+        """Drop all subscriptions and leave. Repeated calls are safe."""
+        if self._closing:
+            return
+        self._closing = True
+        self._poller.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._subscriptions.clear()
+        try:
+            await self._sync("COMPLETE_REMOVE", ())
+        except BrokerError as error:
+            logger.debug("%s", error)
+        # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
+        await self._poller.aclose(wait=False)
+        await self._client.aclose()
+        self._unread.put_nowait(None)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _deliver(self, _reserved: int, messages: list[ReceivedMessage]) -> None:
+        by_topic: dict[str, list[ReceivedMessage]] = defaultdict(list)
+        for message in messages:
+            by_topic[message.lite_topic or ""].append(message)
+        for name, batch in by_topic.items():
+            subscription = self._subscriptions.get(name)
+            if subscription is None:
+                # Left or lost meanwhile: its next reader gets them.
+                continue
+            batch.sort(key=lambda message: message.offset)
+            fresh = [message for message in batch if _take(subscription, message)]
+            if fresh:
+                self._unread.put_nowait(LiteBatch(name, tuple(fresh)))
+            acked = [message for message in batch if message.offset not in subscription.unacked]
+            if acked:
+                # Its ack got lost on the way; the LiteTopic stays blocked until it is repeated.
+                self._background(self.ack(acked))
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.create_task(work, name=f"rocketmq[{self._client.client_id}].ack")
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    def _on_command(self, command: Any) -> None:
+        if not command.HasField("notify_unsubscribe_lite_command"):
+            return
+        name = command.notify_unsubscribe_lite_command.lite_topic
+        # Kept, the next refresh of the whole set would take it back.
+        if self._subscriptions.pop(name, None) is not None:
+            logger.info("LiteTopic %r of %r was taken over by another client", name, self.topic)
+            self._unread.put_nowait(LiteLost(name))
+
+    async def _refresh_loop(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(REFRESH_INTERVAL):
+                    await self._refresh_now.wait()
+            except TimeoutError:
+                pass
+            self._refresh_now.clear()
+            try:
+                async with self._changing:
+                    await self._sync("COMPLETE_ADD", list(self._subscriptions))
+            except BrokerError as error:
+                logger.warning("%s", error)
+                await asyncio.sleep(1.0)
+                self._refresh_now.set()
+
+    async def _sync(self, action: str, names: Collection[str], at: Position | None = None) -> None:
+        request = service.SyncLiteSubscriptionRequest(
+            action=definition.LiteSubscriptionAction.Value(action),
+            topic=self._connection.resource(self.topic),
+            group=self._connection.resource(self.group),
+            lite_topic_set=names,
+        )
+        if at is not None:
+            setattr(request.offset_option, at.option, at.value)
+        doing = f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r}"
+        answer = await self._client.call("SyncLiteSubscription", request, doing=doing)
+        check(answer.status, doing)
+
+    async def _ack_once(self, messages: Collection[ReceivedMessage]) -> None:
+        request = service.AckMessageRequest(
+            group=self._connection.resource(self.group), topic=self._connection.resource(self.topic)
+        )
+        for message in messages:
+            request.entries.add(
+                message_id=message.message_id, receipt_handle=message.receipt_handle, lite_topic=message.lite_topic
+            )
+        doing = f"Acking {len(messages)} messages of {self.topic!r}"
+        answer = await self._client.call("AckMessage", request, doing=doing)
+        if answer.status.code not in (definition.Code.OK, definition.Code.MULTIPLE_RESULTS) and not answer.entries:
+            check(answer.status, doing)
+        for message, entry in zip(messages, answer.entries, strict=False):
+            if entry.status.code != definition.Code.OK:
+                logger.debug("Ack of %s was refused: %s", message.message_id, entry.status.message)
+        for message in messages:
+            subscription = self._subscriptions.get(message.lite_topic or "")
+            if subscription is not None and subscription.unacked.get(message.offset) is message:
+                del subscription.unacked[message.offset]
+
+
+def _take(subscription: _Subscription, message: ReceivedMessage) -> bool:
+    """Whether this message is new; notes it, or its new receipt handle."""
+    newest = subscription.newest
+    if newest is not None and message.offset <= newest.offset and message.store_time <= newest.store_time:
+        held = subscription.unacked.get(message.offset)
+        if held is not None:
+            held.receipt_handle = message.receipt_handle
+        return False
+    if newest is not None and message.offset <= newest.offset:
+        # Older offset, newer message: the LiteTopic expired and began anew.
+        subscription.unacked.clear()
+    subscription.newest = message
+    subscription.unacked[message.offset] = message
+    return True
+
+
+def _chunks(items: Collection[_T], size: int) -> Iterable[list[_T]]:
+    everything = list(items)
+    return (everything[start : start + size] for start in range(0, len(everything), size))
+
+
+def _settings(connection: Connection, topic: str, group: str) -> Any:
+    settings = definition.Settings(
+        client_type=definition.ClientType.LITE_PUSH_CONSUMER,
+        access_point=connection.endpoints_message(),
+        user_agent=user_agent(),
+    )
+    settings.request_timeout.FromMilliseconds(int(CALL_TIMEOUT * 1000))
+    settings.subscription.group.CopyFrom(connection.resource(group))
+    settings.subscription.subscriptions.add(
+        topic=connection.resource(topic),
+        expression=definition.FilterExpression(type=definition.FilterType.TAG, expression="*"),
+    )
+    return settings

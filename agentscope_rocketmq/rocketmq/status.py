@@ -1,0 +1,168 @@
+"""The one edge where RocketMQ's answer codes and gRPC's failures become this package's typed errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import grpc
+
+from agentscope_rocketmq.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    GroupNotBound,
+    GroupNotFound,
+    IllegalRequest,
+    MessageTooLarge,
+    NotAuthorized,
+    QuotaExceeded,
+    Throttled,
+    TopicNotFound,
+    TopicTypeMismatch,
+)
+from agentscope_rocketmq.rocketmq.protocol import definition
+
+__all__ = ["check", "from_rpc_error", "from_status"]
+
+_Code = definition.Code
+_JAVA_CLASS = re.compile(r"^(?:[a-z0-9]+\.)+[A-Za-z]*(?:Exception|Error): ")
+
+# What each answer means and what to do about it; codes that are not here become a plain BrokerError.
+_ADVICE: dict[int, tuple[type[BrokerError], str]] = {
+    _Code.TOPIC_NOT_FOUND: (
+        TopicNotFound,
+        "Create it with `agentscope-rocketmq provision CARD` (a new topic takes some seconds to be known), "
+        "and check topic name and namespace.",
+    ),
+    _Code.ILLEGAL_TOPIC: (IllegalRequest, "Use 1-127 letters, digits, '_', '-' or '%' in topic names."),
+    _Code.CONSUMER_GROUP_NOT_FOUND: (
+        GroupNotFound,
+        "Create it with `agentscope-rocketmq provision CARD`, and check group name and namespace.",
+    ),
+    _Code.ILLEGAL_CONSUMER_GROUP: (
+        IllegalRequest,
+        "Use 1-120 letters, digits, '_', '-' or '%' in group names.",
+    ),
+    _Code.ILLEGAL_LITE_TOPIC: (
+        IllegalRequest,
+        "A LiteTopic's name is 1-64 letters, digits, '_' or '-'.",
+    ),
+    _Code.MESSAGE_BODY_TOO_LARGE: (
+        MessageTooLarge,
+        "Send less, or raise maxMessageSize on the brokers and proxies.",
+    ),
+    _Code.PAYLOAD_TOO_LARGE: (
+        MessageTooLarge,
+        "Send less, or raise maxMessageSize on the brokers and proxies.",
+    ),
+    _Code.MESSAGE_PROPERTIES_TOO_LARGE: (MessageTooLarge, "Send fewer or shorter message properties."),
+    _Code.MESSAGE_PROPERTY_CONFLICT_WITH_TYPE: (
+        TopicTypeMismatch,
+        "The topic's +message.type is another one: provision it as the type that is sent "
+        "(requests NORMAL, replies LITE).",
+    ),
+    _Code.UNAUTHORIZED: (
+        NotAuthorized,
+        "Check ROCKETMQ_ACCESS_KEY and ROCKETMQ_SECRET_KEY, and the user's permissions on this topic and group.",
+    ),
+    _Code.FORBIDDEN: (
+        NotAuthorized,
+        "Check the user's permissions on this topic and group, and that the group is allowed to consume.",
+    ),
+    _Code.TOO_MANY_REQUESTS: (Throttled, "The broker limits the rate: send slower, or wait longer."),
+    _Code.LITE_TOPIC_QUOTA_EXCEEDED: (
+        QuotaExceeded,
+        "The brokers hold as many LiteTopics as they may: raise maxLmqConsumeQueueNum there, "
+        "or let LiteTopics expire sooner.",
+    ),
+    _Code.LITE_SUBSCRIPTION_QUOTA_EXCEEDED: (
+        QuotaExceeded,
+        "Raise the group's lite.sub.client.quota (`agentscope-rocketmq provision` does), "
+        "or spread the sessions over more processes.",
+    ),
+}
+
+# The same call may succeed later although nobody changes anything.
+_TRANSIENT = {
+    _Code.TOO_MANY_REQUESTS,
+    _Code.REQUEST_TIMEOUT,
+    _Code.INTERNAL_ERROR,
+    _Code.INTERNAL_SERVER_ERROR,
+    _Code.HA_NOT_AVAILABLE,
+    _Code.PROXY_TIMEOUT,
+    _Code.MASTER_PERSISTENCE_TIMEOUT,
+    _Code.SLAVE_PERSISTENCE_TIMEOUT,
+}
+
+_GRPC_TRANSIENT = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+def check(status: Any, doing: str) -> None:
+    """Raise unless a `Status` says OK.
+
+    Args:
+        status: The protocol's `Status` of an answer.
+        doing: What was asked and of whom, as the start of a sentence: `Sending to topic 'X'`.
+
+    Raises:
+        BrokerError: The class that fits the code, with the broker's own words and what to do.
+    """
+    if status.code not in (_Code.OK, _Code.MULTIPLE_RESULTS):
+        raise from_status(status, doing)
+
+
+def from_status(status: Any, doing: str) -> BrokerError:
+    """The error for a `Status` that is not OK (arguments as `check`)."""
+    code = int(status.code)
+    name = _Code.Name(code) if code in _Code.values() else "unknown code"
+    said = _first_line(status.message)
+    kind, advice = _ADVICE.get(code, (IllegalRequest if 40000 <= code < 40100 else BrokerError, ""))  # noqa: PLR2004
+    if kind is TopicTypeMismatch and "expected type is UNSPECIFIED" in said:
+        # How a proxy says that it does not know the topic (measured on 5.5.0).
+        kind, advice = _ADVICE[_Code.TOPIC_NOT_FOUND]
+    elif "bind topic" in said.lower():
+        kind = GroupNotBound
+        advice = (
+            "A lite group serves one LITE topic, its +lite.bind.topic: `agentscope-rocketmq provision CARD` binds it."
+        )
+    text = f"{doing} was refused: {name} ({code}): {said}. {advice}".strip()
+    return kind(text, code=code, transient=code in _TRANSIENT and kind in (BrokerError, Throttled))
+
+
+def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerError:
+    """The error for a call that got no answer.
+
+    Args:
+        error: What gRPC raised.
+        doing: What was asked, as in `check`.
+        endpoint: Where the call went, `host:port`.
+    """
+    code = error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
+    details = _first_line(error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else ""
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        kind, advice = _ADVICE[_Code.UNAUTHORIZED]
+        return kind(f"{doing} was refused by {endpoint}: {details}. {advice}", code=_Code.UNAUTHORIZED)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return BrokerError(
+            f"{doing} failed: {endpoint} does not implement it ({details}). "
+            "LiteTopics need Apache RocketMQ 5.5 or newer with its proxy in cluster mode."
+        )
+    return BrokerUnreachable(
+        f"{doing} failed: no answer from {endpoint} ({code.name}: {details}). Check that the RocketMQ proxy "
+        "runs there, that this is its gRPC port, and that TLS is set the same on both sides.",
+        transient=code in _GRPC_TRANSIENT,
+    )
+
+
+def _first_line(text: str) -> str:
+    # The proxy appends Java stack traces and pointers to its FAQ; the first line is what it has to say.
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return _JAVA_CLASS.sub("", line)[:500].rstrip(". ")

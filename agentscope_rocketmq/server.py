@@ -1,0 +1,402 @@
+"""A2AServer: one agent over HTTP JSON-RPC and over RocketMQ at once, with a well-known card that lists both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from agentscope_rocketmq.bridge import Bridge
+from agentscope_rocketmq.card import (
+    Address,
+    card_to_dict,
+    complete_card,
+    jsonrpc_url,
+    parse_card,
+    read_card,
+    rocketmq_addresses,
+)
+from agentscope_rocketmq.config import RocketMQConfig
+from agentscope_rocketmq.errors import CardError, ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.connection import Connection
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
+from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+from agentscope_rocketmq.rocketmq.producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+    from a2a.server.agent_execution import AgentExecutor
+    from a2a.server.tasks import TaskStore
+    from a2a.types import AgentCard
+
+    from agentscope_rocketmq.app import A2AApp
+    from agentscope_rocketmq.executor import MakeAgent
+
+    CardSource = AgentCard | Mapping[str, Any] | str | os.PathLike[str]
+
+__all__ = ["A2AServer"]
+
+logger = logging.getLogger(__name__)
+
+CARD_PATH = "/.well-known/agent-card.json"
+_HTTP_START_SECONDS = 10.0
+_LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}  # noqa: S104  (compared, not bound)
+
+
+class A2AServer:
+    """Offers an AgentScope agent as an A2A service over RocketMQ and HTTP.
+
+    The card tells where: each of its RocketMQ interfaces is a topic to serve. It is published, completed with the
+    JSON-RPC interface and the fields that A2A 0.3 readers need, at `/.well-known/agent-card.json`.
+
+    Requests over RocketMQ are delivered at least once: leased while the agent works, acked when the response is
+    complete, given to another worker of the group when this one dies. Requests over HTTP are as reliable as HTTP is.
+
+    Args:
+        make_agent: Session id (the A2A context id) -> a new AgentScope `Agent`; plain or async. One agent, and so
+            one memory, per conversation.
+        card: The agent's card: an a2a `AgentCard`, a dict, or a path to a JSON file (placeholders like
+            `${ROCKETMQ_ENDPOINT:-127.0.0.1:8081}` in it are filled in from the environment).
+        config: RocketMQ settings; None reads the environment.
+        group: Consumer group of the workers; None takes the topic's name + `ConsumerGroup`.
+        host: Address to serve HTTP on, unless `serve` says otherwise.
+        port: Port to serve HTTP on, unless `serve` says otherwise; 0 lets the kernel choose one.
+        public_url: URL at which callers reach the HTTP endpoint, for the card. None takes the card's JSONRPC URL when
+            that names another machine (a load balancer, say), else the address served on.
+        task_store: Where the a2a-sdk keeps tasks; None keeps up to `Limits.contexts` ended ones in memory.
+        extended_card: Card for authenticated callers; None for none.
+        push_url_validator: Says of a URL whether push notifications may go there; None refuses private networks.
+
+    Raises:
+        CardError: The card can't be read, or lists no RocketMQ interface.
+        ConfigurationError: A setting is malformed.
+    """
+
+    def __init__(
+        self,
+        make_agent: MakeAgent,
+        *,
+        card: CardSource,
+        config: RocketMQConfig | None = None,
+        group: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        public_url: str | None = None,
+        task_store: TaskStore | None = None,
+        extended_card: AgentCard | None = None,
+        push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
+        from agentscope_rocketmq.events import agent_events_extension  # noqa: PLC0415  (agentscope takes seconds)
+        from agentscope_rocketmq.executor import AgentScopeExecutor  # noqa: PLC0415
+
+        self._prepare(card, config, group, host, port, public_url)
+        executor = AgentScopeExecutor(make_agent, max_contexts=self._config.limits.contexts)
+        self._serve_executor(executor, task_store, extended_card, push_url_validator)
+        self._card.capabilities.streaming = True
+        extension = agent_events_extension()
+        if extension.uri not in {known.uri for known in self._card.capabilities.extensions}:
+            self._card.capabilities.extensions.append(extension)
+
+    @classmethod
+    def from_executor(
+        cls,
+        executor: AgentExecutor,
+        *,
+        card: CardSource,
+        config: RocketMQConfig | None = None,
+        group: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        public_url: str | None = None,
+        task_store: TaskStore | None = None,
+        extended_card: AgentCard | None = None,
+        push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> Self:
+        """Serve an a2a-sdk `AgentExecutor` instead of an AgentScope agent (other arguments as the class)."""
+        server = cls.__new__(cls)
+        server._prepare(card, config, group, host, port, public_url)
+        server._serve_executor(executor, task_store, extended_card, push_url_validator)
+        return server
+
+    @classmethod
+    def from_app(
+        cls,
+        app: Any,
+        *,
+        card: CardSource,
+        config: RocketMQConfig | None = None,
+        group: str | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        public_url: str | None = None,
+    ) -> Self:
+        """Serve any A2A ASGI app, untouched, at the path of the card's JSONRPC interface (others as the class).
+
+        Only the well-known card is answered here, so that it lists RocketMQ.
+        """
+        server = cls.__new__(cls)
+        server._prepare(card, config, group, host, port, public_url)
+        server._make_app = lambda _card, _path: app
+        return server
+
+    def _prepare(
+        self,
+        card: CardSource,
+        config: RocketMQConfig | None,
+        group: str | None,
+        host: str,
+        port: int,
+        public_url: str | None,
+    ) -> None:
+        self._config = RocketMQConfig.from_env() if config is None else config
+        self._card = _load(card)
+        if not rocketmq_addresses(self._card):
+            raise CardError(
+                f"The card of agent {self._card.name!r} lists no RocketMQ interface, so there is no topic to serve: "
+                "add one with protocolBinding RocketMQ and a url like http://127.0.0.1:8081//WeatherAgentTask."
+            )
+        self._group = group
+        self._host = host
+        self._port = port
+        self._public_url = public_url
+        self._instance = f"i-{uuid.uuid4().hex}"
+        self._app: Any = None
+        self._url: str | None = None
+        self._resources: contextlib.AsyncExitStack | None = None
+        self._bridges: list[Bridge] = []
+
+    def _serve_executor(
+        self,
+        executor: AgentExecutor,
+        task_store: TaskStore | None,
+        extended_card: AgentCard | None,
+        push_url_validator: Callable[[str], Awaitable[bool]] | None,
+    ) -> None:
+        def make_app(card: AgentCard, path: str) -> A2AApp:
+            from agentscope_rocketmq.app import A2AApp, BoundedTaskStore  # noqa: PLC0415  (takes a second to import)
+
+            return A2AApp(
+                executor,
+                card,
+                path=path,
+                task_store=task_store or BoundedTaskStore(most=self._config.limits.contexts),
+                extended_card=extended_card,
+                push_url_validator=push_url_validator,
+            )
+
+        self._make_app: Callable[[AgentCard, str], Any] = make_app
+
+    @property
+    def url(self) -> str:
+        """Base URL of the HTTP endpoint, with the port really taken.
+
+        Raises:
+            ClosedError: The server is not started.
+        """
+        if self._url is None:
+            raise ClosedError("The A2A server is not started: use `async with server:` or `await server.serve()`.")
+        return self._url
+
+    @property
+    def card(self) -> AgentCard:
+        """The card as published; before the start, as given."""
+        return self._card
+
+    @property
+    def bridges(self) -> tuple[Bridge, ...]:
+        """One for each RocketMQ topic served, with counters of what it did."""
+        return tuple(self._bridges)
+
+    async def serve(self, *, host: str | None = None, port: int | None = None) -> None:
+        """Serve until SIGTERM or SIGINT comes or the calling task is cancelled, then stop cleanly.
+
+        Args:
+            host: Address to serve HTTP on; None takes the constructor's.
+            port: Port; None takes the constructor's, 0 lets the kernel choose one.
+
+        Raises:
+            BrokerError: RocketMQ can't be reached, or topic, group or credentials are refused (typed subclasses).
+            ConfigurationError: The HTTP address can't be served on.
+        """
+        self._host = self._host if host is None else host
+        self._port = self._port if port is None else port
+        async with self:
+            with _signals() as stopped:
+                await stopped.wait()
+
+    async def start(self) -> None:
+        """Start serving; `async with server:` does the same (errors as `serve`)."""
+        if self._resources is not None:
+            raise ClosedError("The A2A server is started already.")
+        async with contextlib.AsyncExitStack() as stack:
+            listening = _listen(self._host, self._port)
+            stack.callback(listening.close)
+            self._url = _base_url(self._host, listening.getsockname()[1])
+            self._card = complete_card(self._card, jsonrpc_url=self._http_interface(self._url))
+            path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
+            self._app = self._make_app(self._card, path)
+            if hasattr(self._app, "aclose"):
+                stack.push_async_callback(self._app.aclose)
+            # HTTP first: who reads the card finds everything it lists served a moment later, on a durable topic.
+            await stack.enter_async_context(_http(self._with_card(self._app), listening, self._config.timeouts.drain))
+            for address in rocketmq_addresses(self._card):
+                self._bridges.append(await self._start_bridge(stack, address, path))
+            self._resources = stack.pop_all()
+        logger.info("Agent %r serves %s", self._card.name, ", ".join([self.url, *(b.topic for b in self._bridges)]))
+
+    async def aclose(self) -> None:
+        """Stop: take no more requests, end those at work within `Timeouts.drain`, give back the rest. Idempotent."""
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            await resources.aclose()
+        self._bridges.clear()
+        self._url = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _start_bridge(self, stack: contextlib.AsyncExitStack, address: Address, path: str) -> Bridge:
+        config = self._config
+        connection = await stack.enter_async_context(
+            Connection.from_config(
+                config if not address.secure else config.model_copy(update={"tls": True}),
+                endpoint=address.endpoint,
+                namespace=address.namespace,
+            )
+        )
+        connect = config.timeouts.connect
+        producer = await stack.enter_async_context(Producer(connection, connect_timeout=connect))
+        bridge = Bridge(
+            self._app,
+            consumer=GroupConsumer(
+                connection,
+                address.topic,
+                self._group or f"{address.topic}ConsumerGroup",
+                concurrency=config.limits.concurrency,
+                lease=config.timeouts.lease,
+                connect_timeout=connect,
+            ),
+            producer=producer,
+            reply_topics=config.reply_topics,
+            timeouts=config.timeouts,
+            limits=config.limits,
+            instance_consumer=LiteConsumer(
+                connection, config.state_topic, config.state_group, connect_timeout=connect
+            ),
+            instance=self._instance,
+            path=path,
+        )
+        return await stack.enter_async_context(bridge)
+
+    def _http_interface(self, served: str) -> str:
+        """URL of the JSON-RPC interface for the card."""
+        listed = urlsplit(jsonrpc_url(self._card) or "")
+        if self._public_url is not None:
+            return self._public_url
+        if (listed.hostname or "") not in _LOOPBACK:
+            return listed.geturl()
+        return served + (listed.path or "/")
+
+    def _with_card(self, app: Any) -> Any:
+        body = json.dumps(card_to_dict(self._card), ensure_ascii=False).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] == CARD_PATH:
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": body if scope["method"] == "GET" else b""})
+                return
+            await app(scope, receive, send)
+
+        return serve
+
+
+class _HTTPServer(uvicorn.Server):
+    """uvicorn, without its hold on the process's signals: `A2AServer.serve` has them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _http(app: Any, listening: socket.socket, drain: float) -> Any:
+    server = _HTTPServer(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="auto",
+            timeout_graceful_shutdown=max(1, round(drain)),
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening]), name="a2a-server.http")
+    try:
+        async with asyncio.timeout(_HTTP_START_SECONDS):
+            while not server.started:
+                if serving.done():
+                    await serving
+                    raise ConfigurationError("The HTTP server ended while starting: see its log.")
+                await asyncio.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+def _load(card: CardSource) -> AgentCard:
+    if isinstance(card, str) and card.lstrip().startswith("{"):
+        return parse_card(card)
+    if isinstance(card, str | os.PathLike):
+        return read_card(card)
+    return parse_card(card)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(
+            f"HTTP can't be served on {host}:{port}: {error.strerror or error}. Choose another port (0 lets the "
+            "system choose), or stop what uses it."
+        ) from error
+    listening.setblocking(False)
+    return listening
+
+
+def _base_url(host: str, port: int) -> str:
+    # Bound to every address: callers on this machine use loopback, others the public URL.
+    shown = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  (compared, not bound)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; where signals can't be had (a thread, Windows), it is never set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    taken: list[signal.Signals] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stopped.set)
+            taken.append(number)
+    try:
+        yield stopped
+    finally:
+        for taken_one in taken:
+            loop.remove_signal_handler(taken_one)

@@ -1,0 +1,330 @@
+"""RocketMQ as a carrier of HTTP: an httpx transport beneath the a2a-sdk's own JSON-RPC transports.
+
+A request is put into an envelope and sent to the agent's topic; its response comes back, message by message, on the
+LiteTopic of the session. So every A2A method, version, header, extension and error is the a2a-sdk's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from typing import TYPE_CHECKING
+
+import httpx
+
+from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.errors import (
+    AgentScopeRocketMQError,
+    BrokerError,
+    CallTimeout,
+    ClosedError,
+    EnvelopeError,
+    IllegalRequest,
+    MessageTooLarge,
+    ResponseCorrupt,
+)
+from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.routes import TAKE_WITHIN_HEADER, InstanceRoutes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from agentscope_rocketmq.card import Address
+    from agentscope_rocketmq.config import Limits, Timeouts
+    from agentscope_rocketmq.rocketmq.producer import Producer
+    from agentscope_rocketmq.session import PendingResponse, ReplyChannels
+
+__all__ = ["TOTAL_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
+
+logger = logging.getLogger(__name__)
+
+TOTAL_TIMEOUT_HEADER = "x-rocketmq-total-timeout"
+"""Request header, in seconds, that bounds one call as a whole; it is taken off before the request is sent."""
+
+INSTANCE_TIMEOUT = 3.0
+"""Seconds within which the instance that runs a task must take a request for it; then any worker gets it."""
+
+# Headers that describe the connection to an HTTP server that there is none of.
+_NOT_CARRIED = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        TOTAL_TIMEOUT_HEADER,
+    }
+)
+
+
+class Carrier:
+    """What all transports of a process to one cluster share: a producer and the reply channels.
+
+    Args:
+        make: Makes both, not started. Called again when a start failed.
+    """
+
+    def __init__(self, make: Callable[[], tuple[Producer, ReplyChannels]]) -> None:
+        self._make = make
+        self._starting = asyncio.Lock()
+        self._started: tuple[Producer, ReplyChannels] | None = None
+
+    @property
+    def producer(self) -> Producer:
+        """Sends requests."""
+        return self._parts[0]
+
+    @property
+    def replies(self) -> ReplyChannels:
+        """Receives answers."""
+        return self._parts[1]
+
+    @property
+    def _parts(self) -> tuple[Producer, ReplyChannels]:
+        if self._started is None:
+            raise ClosedError("This RocketMQ client is closed, or was never started.")
+        return self._started
+
+    async def start(self) -> None:
+        """Connect, once; further calls do nothing.
+
+        Raises:
+            BrokerError: Nobody answers, or reply topic, reply group or credentials are refused.
+        """
+        async with self._starting:
+            if self._started is not None:
+                return
+            producer, replies = self._make()
+            await producer.start()
+            try:
+                await replies.start()
+            except BaseException:
+                await producer.aclose()
+                raise
+            self._started = producer, replies
+
+    async def aclose(self) -> None:
+        """End all calls and leave. Repeated calls are safe."""
+        if self._started is not None:
+            producer, replies = self._started
+            await replies.aclose()
+            await producer.aclose()
+            self._started = None
+
+
+class RocketMQTransport(httpx.AsyncBaseTransport):
+    """Sends HTTP requests to an agent's topic and streams the responses back.
+
+    Delivery is at least once: a request reaches one worker, and another one when that worker dies before its response
+    is complete. Closing a response, or cancelling a call, ends the waiting here; the agent goes on.
+
+    Timeouts: httpx's `read` timeout is the idle timeout (seconds between two messages of a response); the request
+    header `x-rocketmq-total-timeout` bounds the whole call. Without them those of `timeouts` count. httpx's other
+    timeouts have no meaning here.
+
+    Args:
+        address: The agent's topic.
+        session: LiteTopic on which the answers come; opened by the first request, left by `aclose`.
+        carrier: Sends requests and receives answers; started by the first request, not closed by this object.
+        timeouts: Defaults of a call.
+        limits: `request_bytes` counts here.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        session: str,
+        carrier: Carrier,
+        timeouts: Timeouts,
+        limits: Limits,
+    ) -> None:
+        self.address = address
+        self.session = session
+        self._carrier = carrier
+        self._timeouts = timeouts
+        self._limits = limits
+        self._instances = InstanceRoutes()
+        self._opened = False
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Carry one request (httpx's transport interface).
+
+        Raises:
+            httpx.RequestError: A subclass, with this package's error as its cause: `ReadTimeout` (idle or total time
+                ran out), `ConnectError` (broker unreachable, topic unknown, not authorised, …), `LocalProtocolError`
+                (the request can't be sent: too large, not UTF-8), `ReadError` (session taken over, reader too slow),
+                `RemoteProtocolError` (the response can't be put together).
+        """
+        with _as_httpx_errors(request):
+            body = _text(await request.aread(), self._limits.request_bytes)
+            await self._open()
+            pending = await self._ask(request, body)
+            try:
+                head = await pending.head()
+            except BaseException:
+                self._carrier.replies.forget(pending)
+                raise
+        return httpx.Response(
+            status_code=head.status,
+            headers=dict(head.headers),
+            stream=_ResponseStream(self, pending, body, request),
+            request=request,
+            extensions={"rocketmq": {"request_id": pending.call.request_id, "topic": self.address.topic}},
+        )
+
+    async def _open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"The RocketMQ transport to topic {self.address.topic!r} is closed.")
+        await self._carrier.start()
+        if not self._opened:
+            # Two first requests at once: the channel counts its users, so give the second one back.
+            await self._carrier.replies.open(self.session)
+            if self._opened or self._closed:
+                await self._carrier.replies.close(self.session)
+            self._opened = True
+
+    async def _ask(self, request: httpx.Request, body: str) -> PendingResponse:
+        instance = self._instances.find(body)
+        if instance is not None:
+            pending = await self._send(request, body, instance)
+            try:
+                # An instance says at once that it takes a request; one that is gone says nothing.
+                if await pending.begins_within(INSTANCE_TIMEOUT):
+                    return pending
+            except BaseException:
+                self._carrier.replies.forget(pending)
+                raise
+            self._carrier.replies.forget(pending)
+            logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
+            self._instances.forget(instance)
+        return await self._send(request, body, None)
+
+    async def _send(self, request: httpx.Request, body: str, instance: tuple[str, str] | None) -> PendingResponse:
+        headers = {name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
+        headers[BATCH_HEADER] = "1"
+        if instance is not None:
+            headers[TAKE_WITHIN_HEADER] = f"{INSTANCE_TIMEOUT:g}"
+        envelope = RequestEnvelope(
+            request_id=uuid.uuid4().hex,
+            body=body,
+            headers=headers,
+            dest_topic=self.address.topic,
+            reply_topic=self._carrier.replies.topic,
+            lite_topic=self.session,
+        )
+        idle, total = self._times(request)
+        pending = self._carrier.replies.expect(self.session, envelope.request_id, idle=idle, total=total)
+        try:
+            await self._carrier.producer.send(
+                Message(
+                    topic=self.address.topic if instance is None else instance[0],
+                    lite_topic=None if instance is None else instance[1],
+                    body=envelope.encode(),
+                    keys=(envelope.request_id,),
+                    properties=_trace_context(headers),
+                ),
+                timeout=self._timeouts.send if total is None else min(self._timeouts.send, total),
+            )
+        except BaseException:
+            self._carrier.replies.forget(pending)
+            raise
+        return pending
+
+    def _times(self, request: httpx.Request) -> tuple[float | None, float | None]:
+        given = request.extensions.get("timeout") or {}
+        idle = given.get("read", self._timeouts.idle)
+        total = self._timeouts.total
+        if (text := request.headers.get(TOTAL_TIMEOUT_HEADER)) is not None:
+            try:
+                total = float(text)
+            except ValueError:
+                total = -1.0
+            if not 0 < total < float("inf"):
+                raise IllegalRequest(f"{TOTAL_TIMEOUT_HEADER}: {text!r} is not a number of seconds above 0.")
+        return idle, total
+
+    def note(self, pending: PendingResponse, request_body: str, text: str) -> None:
+        """Remember which instance runs the task that this first piece of a response tells of."""
+        if pending.call.sticky is not None:
+            self._instances.note(pending.call.sticky, request_body, text)
+
+    def forget(self, pending: PendingResponse) -> None:
+        """A response was read to its end, or closed before."""
+        self._carrier.replies.forget(pending)
+
+    async def aclose(self) -> None:
+        """Leave the session's LiteTopic; calls that still wait end. Repeated calls are safe."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._opened:
+            # The broker forgets the subscription of a client that is gone; an error here helps nobody.
+            with contextlib.suppress(BrokerError, ClosedError):
+                await self._carrier.replies.close(self.session)
+
+
+class _ResponseStream(httpx.AsyncByteStream):
+    """The body of a response as it comes in."""
+
+    def __init__(
+        self, transport: RocketMQTransport, pending: PendingResponse, body: str, request: httpx.Request
+    ) -> None:
+        self._transport = transport
+        self._pending = pending
+        self._body = body
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _as_httpx_errors(self._request):
+            first = True
+            async for text in self._pending.texts():
+                if first:
+                    self._transport.note(self._pending, self._body, text)
+                    first = False
+                yield text.encode()
+
+    async def aclose(self) -> None:
+        self._transport.forget(self._pending)
+
+
+def _text(body: bytes, limit: int) -> str:
+    if len(body) > limit:
+        raise MessageTooLarge(
+            f"The request has {len(body)} bytes and was not sent: the limit is {limit}. Send less, or raise "
+            "Limits.request_bytes here and on the server."
+        )
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
+
+
+def _trace_context(headers: dict[str, str]) -> dict[str, str]:
+    # As message properties too, where broker-side traces find them.
+    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+
+
+@contextlib.contextmanager
+def _as_httpx_errors(request: httpx.Request) -> Iterator[None]:
+    """The one edge where this package's errors become httpx's, which are the ones the a2a-sdk understands."""
+    try:
+        yield
+    except CallTimeout as error:
+        raise httpx.ReadTimeout(str(error), request=request) from error
+    except (MessageTooLarge, IllegalRequest) as error:
+        raise httpx.LocalProtocolError(str(error), request=request) from error
+    except BrokerError as error:
+        raise httpx.ConnectError(str(error), request=request) from error
+    except (ResponseCorrupt, EnvelopeError) as error:
+        raise httpx.RemoteProtocolError(str(error), request=request) from error
+    except AgentScopeRocketMQError as error:
+        raise httpx.ReadError(str(error), request=request) from error

@@ -1,0 +1,161 @@
+"""Start everything: a broker where none is given, the topics and groups, the two workers, and the supervisor's terminal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from agentscope_rocketmq.provision import apply, plan
+
+from agentscope_rocketmq.card import read_card
+from agentscope_rocketmq.config import RocketMQConfig
+from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+from agentscope_rocketmq.dev.ports import Ports
+from agentscope_rocketmq.dev.process import Process, Starter
+from agentscope_rocketmq.errors import AgentScopeRocketMQError, ConfigurationError
+from examples.travel_assistant.cards import TRAVEL_CARD, WEATHER_CARD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+START_TIMEOUT = 60.0
+"""Seconds until the workers must answer."""
+STOP_TIMEOUT = 15.0
+"""Seconds that a process may take to end when it is told to."""
+LEAVE_TIMEOUT = 5.0
+"""Seconds that the supervisor may take to end after a Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the whole travel assistant.
+
+    Args:
+        arguments: Command line; None takes that of the process.
+
+    Returns:
+        The supervisor's exit code, or 1 where it could not be started.
+    """
+    parser = argparse.ArgumentParser(prog="demo", description="The travel assistant over RocketMQ.")
+    parser.add_argument(
+        "--engine",
+        default="apache",
+        metavar="apache|HOST:PORT",
+        help="start Apache RocketMQ (the default), or use the one whose proxy is there; then ROCKETMQ_NAMESRV names the "
+        "name server that topics and groups are made through, and without it they must exist",
+    )
+    parser.add_argument("--ask", metavar="TEXT", help="answer this one question, without a prompt")
+    parser.add_argument("--session", help="name of the conversation (default: a random one)")
+    options = parser.parse_args(arguments)
+    passed_on = [
+        part
+        for name in ("ask", "session")
+        if (value := getattr(options, name)) is not None
+        for part in (f"--{name}", value)
+    ]
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _frame: sys.exit(128 + number))
+    try:
+        with ExitStack() as running:
+            running.enter_context(_broker(options.engine))
+            running.enter_context(_workers())
+            return _run_supervisor(passed_on)
+    except AgentScopeRocketMQError as error:
+        _say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+@contextmanager
+def _broker(engine: str) -> Iterator[None]:
+    """Have a broker with all topics and groups; its address goes to the environment, from where the processes take it."""
+    with ExitStack() as running:
+        if engine == "apache":
+            broker = running.enter_context(ApacheRocketMQ(on_progress=_say))
+            os.environ |= {"ROCKETMQ_ENDPOINT": broker.endpoint, "ROCKETMQ_NAMESRV": broker.namesrv}
+        else:
+            os.environ["ROCKETMQ_ENDPOINT"] = engine
+        config = RocketMQConfig.from_env()
+        if config.namesrv is not None:
+            _say("Making topics and groups …")
+            cards = [read_card(WEATHER_CARD), read_card(TRAVEL_CARD)]
+            asyncio.run(apply(plan(cards, config), config))
+        yield
+
+
+@contextmanager
+def _workers() -> Iterator[None]:
+    """Run the two workers until the end, and wait until they answer."""
+    root = Path(__file__).parents[2]
+    with ExitStack() as running:
+        logs = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="travel-assistant-")))
+        starter = Starter()
+        running.callback(starter.close)
+        ports = Ports()
+        running.callback(ports.close)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+        os.environ |= {"WEATHER_PORT": str(ports.choose()), "TRAVEL_PORT": str(ports.choose())}
+        _say("Starting WeatherAgent and TravelAgent …")
+        urls = {}
+        for name, port in (("weather_agent", "WEATHER_PORT"), ("travel_agent", "TRAVEL_PORT")):
+            command = [sys.executable, "-m", f"examples.travel_assistant.{name}"]
+            worker = Process(name, command, folder=logs / name, starter=starter)
+            running.callback(worker.stop, timeout=STOP_TIMEOUT)
+            worker.start()
+            urls[worker] = f"http://127.0.0.1:{os.environ[port]}/.well-known/agent-card.json"
+        deadline = time.monotonic() + START_TIMEOUT
+        for worker, url in urls.items():
+            _wait_until_answering(worker, url, deadline)
+        yield
+
+
+def _wait_until_answering(worker: Process, url: str, deadline: float) -> None:
+    while True:
+        try:
+            if httpx.get(url, timeout=2.0, trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        if not worker.running or time.monotonic() > deadline:
+            happened = "does not answer" if worker.running else "ended"
+            raise ConfigurationError(f"{worker.name} {happened}. Its last words:\n{worker.output_tail()}")
+        time.sleep(0.1)
+
+
+def _run_supervisor(arguments: Sequence[str]) -> int:
+    """Run the supervisor on this terminal until its user leaves; stop it when something else ends this program."""
+    command = [sys.executable, "-m", "examples.travel_assistant.supervisor", *arguments]
+    supervisor = subprocess.Popen(command)
+    try:
+        return supervisor.wait()
+    except KeyboardInterrupt:
+        # A terminal sends the Ctrl-C to the supervisor as well: it is about to leave.
+        with suppress(subprocess.TimeoutExpired):
+            return supervisor.wait(LEAVE_TIMEOUT)
+        raise
+    finally:
+        if supervisor.poll() is None:
+            supervisor.terminate()
+            try:
+                supervisor.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                supervisor.kill()
+                supervisor.wait()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
