@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
 
-    ASGIApp = Callable[[dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+    ASGIApp = Callable[
+        [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
+    ]
 
 __all__ = ["Bridge", "BridgeCounters"]
 
@@ -143,9 +145,7 @@ class Bridge:
         self._loops = [asyncio.create_task(self._request_loop(), name=f"bridge[{self.topic}].requests")]
         if self._instance_consumer is not None:
             self._loops.append(
-                asyncio.create_task(
-                    self._instance_loop(self._instance_consumer), name=f"bridge[{self.topic}].instance"
-                )
+                asyncio.create_task(self._instance_loop(self._instance_consumer), name=f"bridge[{self.topic}].instance")
             )
 
     async def aclose(self) -> None:

@@ -140,7 +140,7 @@ def parse_card(data: Mapping[str, Any] | AgentCard | str) -> AgentCard:
     if isinstance(data, AgentCard):
         return _copy(data)
     try:
-        fields = read_json(data) if isinstance(data, str) else copy.deepcopy(dict(data))
+        fields: Any = read_json(data) if isinstance(data, str) else copy.deepcopy(data)
         return parse_agent_card(fields)
     # What the SDK does not check in an unknown structure ends in one of these.
     except (ParseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

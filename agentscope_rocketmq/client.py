@@ -67,7 +67,7 @@ class RocketMQ:
             be sent to; None keeps them in memory only. Default: the user's cache folder.
     """
 
-    def __init__(self, config: RocketMQConfig | None = None, *, card_cache: Path | None | object = _KEEP_CARDS) -> None:
+    def __init__(self, config: RocketMQConfig | None = None, *, card_cache: Path | object | None = _KEEP_CARDS) -> None:
         self.config = RocketMQConfig.from_env() if config is None else config
         cache: Any = default_cache() if card_cache is _KEEP_CARDS else card_cache
         self._cards = CardFetcher(cache)

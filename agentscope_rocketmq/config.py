@@ -25,8 +25,8 @@ from agentscope_rocketmq.errors import ConfigurationError
 
 __all__ = ["Limits", "RocketMQConfig", "Timeouts", "parse_endpoints"]
 
-_ADDRESS = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})$")
-_RESOURCE = re.compile(r"^[%A-Za-z0-9_-]{1,127}$")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_RESOURCE = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -49,7 +49,7 @@ def parse_endpoints(endpoint: str) -> tuple[str, ...]:
             "The RocketMQ endpoint is empty: give host:port of the proxy's gRPC port, e.g. 127.0.0.1:8081."
         )
     for address in addresses:
-        match = _ADDRESS.match(address)
+        match = _ADDRESS.fullmatch(address)
         if match is None or not 0 < int(match["port"]) < 65536:  # noqa: PLR2004
             raise ConfigurationError(
                 f"{address!r} is not a RocketMQ endpoint: give host:port of the proxy's gRPC port "
@@ -175,8 +175,8 @@ class RocketMQConfig(BaseModel):
     @field_validator("reply_topic", "reply_group", "state_topic", "state_group")
     @classmethod
     def _name_is_legal(cls, value: str) -> str:
-        if not _RESOURCE.match(value):
-            raise ValueError(f"{value!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%'")
+        if not _RESOURCE.fullmatch(value):
+            raise ValueError(f"{value!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%', '|'")
         return value
 
     @model_validator(mode="after")

@@ -327,7 +327,7 @@ class Call:
         return texts
 
     def _timeout(self, which: str, seconds: float, what: str) -> CallTimeout:
-        begun = "its response had begun" if self.head else "nothing was received"
+        begun = "a server had taken the request" if self.begun else "no server had taken the request"
         return CallTimeout(
             f"The response to request {self.request_id} {what} for {seconds:g} s ({which} time limit; {begun}). "
             f"See whether the agent runs and consumes its topic, or raise the {which} timeout.",

@@ -205,20 +205,21 @@ class AgentScopeExecutor(AgentExecutor):
             return _finished(reason, run.task_id)
 
     async def _withdraw_question(self, key: _Key, task_id: str) -> None:
-        """Close the parked reply of a task that will not be answered any more."""
-        if key not in self._conversations:
+        """Close the parked reply of a task that will not be answered any more.
+
+        A busy conversation needs no help: the request whose turn it is has withdrawn the question already.
+        """
+        known = self._conversations.get(key)
+        if known is None or known.lock.locked():
             return
         try:
             async with asyncio.timeout(STOP_GRACE), self._turn(key) as conversation:
                 agent = conversation.agent
-                question = pending_question(agent) if agent is not None else None
-                if agent is None or question is None:
-                    return
-                if conversation.asking in (task_id, None):
+                question = None if agent is None else pending_question(agent)
+                if agent is not None and question is not None and conversation.asking in (task_id, None):
                     await _interrupt(agent, question)
         except TimeoutError:
-            # The next task of the conversation withdraws the question.
-            logger.warning("Task %s is canceled while its conversation is busy.", task_id)
+            logger.warning("Task %s is canceled, but its agent has not closed its question.", task_id)
 
     @asynccontextmanager
     async def _turn(self, key: _Key) -> AsyncGenerator[_Conversation]:

@@ -8,6 +8,7 @@ should see. Everything here works on text and never raises anything but ValueErr
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn, TypeAlias
@@ -32,6 +33,7 @@ INTERNAL_ERROR = -32603
 STREAM_METHODS = frozenset({"SendStreamingMessage", "SubscribeToTask", "message/stream", "tasks/resubscribe"})
 """The A2A methods that are answered with a stream of events, by their names in 1.0 and 0.3."""
 
+_LONGEST_ID = 1024  # characters; an error must fit into a message with the id it repeats
 _ENDED_STATES = frozenset({"completed", "failed", "canceled", "rejected"})
 _INTERRUPTED_STATES = frozenset({"input-required", "auth-required"})
 
@@ -82,11 +84,18 @@ class RpcRequest:
         if not isinstance(request, dict):
             return cls()
         rpc_id, method = request.get("id"), request.get("method")
-        readable = isinstance(rpc_id, str | int | float) and not isinstance(rpc_id, bool)
         return cls(
-            id=rpc_id if readable else None,
+            id=rpc_id if _is_id(rpc_id) else None,
             method=method if isinstance(method, str) else None,
         )
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_ID
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def error_response(rpc_id: RpcId, code: int, message: str) -> str:

@@ -8,7 +8,6 @@ the Java reference gets its own format: one event a message with an SSE id, then
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentscope_rocketmq.envelope import (

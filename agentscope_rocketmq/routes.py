@@ -81,7 +81,10 @@ def _object(text: str) -> dict[str, Any]:
 
 def _references(params: dict[str, Any]) -> list[str]:
     """Task ids, then context ids, in the places where A2A 1.0 and 0.3 put them."""
-    places = [params, *(params[name] for name in ("message", "task", "statusUpdate", "artifactUpdate") if name in params)]
+    places = [
+        params,
+        *(params[name] for name in ("message", "task", "statusUpdate", "artifactUpdate") if name in params),
+    ]
     places = [place for place in places if isinstance(place, dict)]
     # `id` is a task's in get, cancel, subscribe and in tasks; a message has `messageId` instead.
     tasks = [f"task:{place[name]}" for place in places for name in ("taskId", "id") if place.get(name)]

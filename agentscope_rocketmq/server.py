@@ -124,8 +124,8 @@ class A2AServer:
     ) -> Self:
         """Serve an a2a-sdk `AgentExecutor` instead of an AgentScope agent (other arguments as the class)."""
         server = cls.__new__(cls)
-        server._prepare(card, config, group, host, port, public_url)
-        server._serve_executor(executor, task_store, extended_card, push_url_validator)
+        server._prepare(card, config, group, host, port, public_url)  # noqa: SLF001  (its own class)
+        server._serve_executor(executor, task_store, extended_card, push_url_validator)  # noqa: SLF001
         return server
 
     @classmethod
@@ -145,8 +145,8 @@ class A2AServer:
         Only the well-known card is answered here, so that it lists RocketMQ.
         """
         server = cls.__new__(cls)
-        server._prepare(card, config, group, host, port, public_url)
-        server._make_app = lambda _card, _path: app
+        server._prepare(card, config, group, host, port, public_url)  # noqa: SLF001  (its own class)
+        server._make_app = lambda _card, _path: app  # noqa: SLF001
         return server
 
     def _prepare(
@@ -294,9 +294,7 @@ class A2AServer:
             reply_topics=config.reply_topics,
             timeouts=config.timeouts,
             limits=config.limits,
-            instance_consumer=LiteConsumer(
-                connection, config.state_topic, config.state_group, connect_timeout=connect
-            ),
+            instance_consumer=LiteConsumer(connection, config.state_topic, config.state_group, connect_timeout=connect),
             instance=self._instance,
             path=path,
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
+    CallTimeout,
     ClosedError,
     EnvelopeError,
     ResponseTooSlow,
@@ -61,7 +62,7 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
         text = f"{len(owner)}:{owner}{session}".encode()
         return "s-" + _base64url(hmac.new(secret.encode(), text, hashlib.sha256).digest())
     # Names that look like mapped ones are mapped too, so that no session can take another's mapped name.
-    if LITE_TOPIC_NAME.match(session) and not session.startswith(("h-", "s-")):
+    if LITE_TOPIC_NAME.fullmatch(session) and not session.startswith(("h-", "s-")):
         return session
     return "h-" + _base64url(hashlib.sha256(session.encode()).digest())
 
@@ -98,15 +99,21 @@ class PendingResponse:
         return self.call.head
 
     async def begins_within(self, seconds: float) -> bool:
-        """Whether the first message of the response comes within so many seconds."""
-        head = asyncio.ensure_future(self.head())
-        try:
-            done, _ = await asyncio.wait((head,), timeout=seconds)
-        finally:
-            head.cancel()
-        if done:
-            head.result()
-        return bool(done)
+        """Whether the server says within so many seconds that it has taken the request.
+
+        Raises:
+            SessionTakenOver, ResponseCorrupt: As the class says.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not self.call.begun:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._wait()
+            except CallTimeout:
+                raise
+            except TimeoutError:
+                return False
+        return True
 
     async def texts(self) -> AsyncIterator[str]:
         """The response's body as it comes: whole server-sent events, or the JSON document.
@@ -248,9 +255,7 @@ class ReplyChannels:
                     channel.subscribed = False
                     await self._consumer.unsubscribe([session])
 
-    def expect(
-        self, session: str, request_id: str, *, idle: float | None, total: float | None
-    ) -> PendingResponse:
+    def expect(self, session: str, request_id: str, *, idle: float | None, total: float | None) -> PendingResponse:
         """Register a call, before its request is sent.
 
         Args:
@@ -270,9 +275,7 @@ class ReplyChannels:
             raise _taken_over(session)
         now = asyncio.get_running_loop().time()
         call = self._exchange.open(request_id, idle=idle, total=total, now=now)
-        pending = PendingResponse(
-            call, session=session, buffer=self._limits.stream_buffer, settle=self._settle
-        )
+        pending = PendingResponse(call, session=session, buffer=self._limits.stream_buffer, settle=self._settle)
         self._by_call[call] = pending
         channel.pending.add(pending)
         return pending

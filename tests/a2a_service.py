@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import httpx
@@ -24,7 +23,6 @@ from a2a.types import (
     AgentCapabilities,
     AgentCard,
     AgentInterface,
-    AgentSkill,
     Message,
     Part,
     Role,
@@ -38,6 +36,9 @@ from starlette.applications import Starlette
 
 from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events_extension
 from agentscope_rocketmq.executor import AgentScopeExecutor, MakeAgent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 SUBMITTED = TaskState.TASK_STATE_SUBMITTED
 WORKING = TaskState.TASK_STATE_WORKING

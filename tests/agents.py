@@ -13,7 +13,7 @@ from typing import Any
 from agentscope.agent import Agent, InjectionConfig, ReActConfig
 from agentscope.credential import CredentialBase
 from agentscope.formatter import OpenAIChatFormatter
-from agentscope.message import Base64Source, DataBlock, Msg, TextBlock, ThinkingBlock, ToolCallBlock
+from agentscope.message import Base64Source, DataBlock, Msg, TextBlock, ThinkingBlock, ToolCallBlock, URLSource
 from agentscope.model import ChatModelBase, ChatResponse, ChatUsage
 from agentscope.permission import PermissionBehavior, PermissionDecision
 from agentscope.tool import FunctionTool, ToolBase, Toolkit
@@ -35,8 +35,8 @@ class ScriptedModel(ChatModelBase):
         self.formatter = OpenAIChatFormatter()
         self._script = script
 
-    async def _call_api(self, model_name, messages, tools=None, tool_choice=None, **options: Any):
-        async def stream():
+    async def _call_api(self, _model: str, messages: list[Msg], **_options: Any) -> AsyncIterator[ChatResponse]:  # type: ignore[override]
+        async def stream() -> AsyncIterator[ChatResponse]:
             async for chunk in self._script(messages):
                 match chunk:
                     case str():
@@ -106,7 +106,7 @@ def make_streaming_agent(chunks: int, *, delta: str = "chunk {} ") -> Callable[[
             yield delta.format(number)
             await asyncio.sleep(0)
 
-    return lambda session_id: scripted(script, name="streaming")
+    return lambda _session_id: scripted(script, name="streaming")
 
 
 def make_silent_agent(session_id: str) -> Agent:
@@ -149,7 +149,7 @@ def make_blocked_agent(gate: Gate, **react: Any) -> Callable[[str], Agent]:
         await gate.open.wait()
         yield "end"
 
-    return lambda session_id: scripted(script, name="blocked", **react)
+    return lambda _session_id: scripted(script, name="blocked", **react)
 
 
 def make_blocked_tool_agent(gate: Gate, closed: list[str]) -> Callable[[str], Agent]:
@@ -170,7 +170,7 @@ def make_blocked_tool_agent(gate: Gate, closed: list[str]) -> Callable[[str], Ag
         else:
             yield ToolCallBlock(id="call-1", name="wait", input="{}")
 
-    return lambda session_id: scripted(script, allowed(wait), name="blocked_tool")
+    return lambda _session_id: scripted(script, allowed(wait), name="blocked_tool")
 
 
 def make_adding_agent(session_id: str) -> Agent:
@@ -202,7 +202,7 @@ def make_data_agent(content: bytes, *, media_type: str = "image/png", pieces: in
             data = base64.b64encode(content[start : start + size]).decode()
             yield DataBlock(id="file", source=Base64Source(data=data, media_type=media_type))
 
-    return lambda session_id: scripted(script, name="data")
+    return lambda _session_id: scripted(script, name="data")
 
 
 def make_describing_agent(session_id: str) -> Agent:
@@ -216,7 +216,7 @@ def make_describing_agent(session_id: str) -> Agent:
             elif isinstance(block, DataBlock) and isinstance(block.source, Base64Source):
                 size = len(base64.b64decode(block.source.data))
                 told.append(f"data:{block.source.media_type}:{size}:{block.name}")
-            elif isinstance(block, DataBlock):
+            elif isinstance(block, DataBlock) and isinstance(block.source, URLSource):
                 told.append(f"url:{block.source.media_type}:{block.source.url}:{block.name}")
         yield " ".join(told)
 
@@ -226,7 +226,10 @@ def make_describing_agent(session_id: str) -> Agent:
 class AskingTool(FunctionTool):
     """A function that needs the user's permission for each call of its own."""
 
-    async def match_rule(self, *arguments: Any, **options: Any) -> bool:
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+
+    async def match_rule(self, *_arguments: Any, **_options: Any) -> bool:
         return False
 
 
@@ -247,7 +250,7 @@ def make_confirming_agent(deleted: list[str], *paths: str) -> Callable[[str], Ag
             for number, path in enumerate(paths, start=1):
                 yield ToolCallBlock(id=f"call-{number}", name="delete", input=f'{{"path": "{path}"}}')
 
-    return lambda session_id: scripted(script, AskingTool(delete), name="confirming")
+    return lambda _session_id: scripted(script, AskingTool(delete), name="confirming")
 
 
 class ExternalTool(ToolBase):
@@ -255,13 +258,20 @@ class ExternalTool(ToolBase):
 
     name = "measure"
     description = "Measure the temperature of a place."
-    input_schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
-    metadata_schema = {"type": "object", "properties": {"celsius": {"type": "integer"}}, "required": ["celsius"]}
     is_concurrency_safe = True
     is_read_only = True
     is_external_tool = True
 
-    async def check_permissions(self, *arguments: Any, **options: Any) -> PermissionDecision:
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_schema = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+        self.metadata_schema = {
+            "type": "object",
+            "properties": {"celsius": {"type": "integer"}},
+            "required": ["celsius"],
+        }
+
+    async def check_permissions(self, *_arguments: Any, **_options: Any) -> PermissionDecision:
         return ALLOWED
 
 

@@ -1,16 +1,58 @@
-"""How answers to a parked agent are read, without a server."""
+"""How a parked agent's questions are put, and how answers to them are read."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
 import pytest
 from a2a.helpers.proto_helpers import new_data_part
-from a2a.types import Message, Part
+from a2a.types import (
+    CancelTaskRequest,
+    GetTaskRequest,
+    Message,
+    Part,
+    Role,
+    StreamResponse,
+    Task,
+)
 from agentscope.agent import Agent
-from agentscope.event import ExternalExecutionResultEvent, UserConfirmResultEvent
-from agentscope.message import UserMsg
+from agentscope.event import (
+    ExternalExecutionResultEvent,
+    RequireExternalExecutionEvent,
+    RequireUserConfirmEvent,
+    UserConfirmResultEvent,
+    UserInterruptEvent,
+)
+from agentscope.message import ToolCallBlock, UserMsg
 
+from agentscope_rocketmq import executor as executor_module
 from agentscope_rocketmq.confirmation import Question, UnclearAnswer, pending_question, question_text, read_answer
+from agentscope_rocketmq.events import agent_events
 from tests import agents
+from tests.a2a_service import (
+    CANCELED,
+    COMPLETED,
+    FAILED,
+    INPUT_REQUIRED,
+    SUBMITTED,
+    WORKING,
+    ask,
+    both_versions,
+    events_of,
+    message,
+    serve,
+    states,
+    status_text,
+    stream,
+    text_of,
+    until_task,
+)
+from tests.agents import Gate
+
+if TYPE_CHECKING:
+    from a2a.client import Client
 
 
 async def parked(agent: Agent, text: str) -> Question:
@@ -98,6 +140,7 @@ async def test_a_result_reaches_the_agent_as_it_was_sent():
 
 
 # --- Over a real server ---------------------------------------------------------------------------------------------
+
 
 async def park(client: Client, text: str = "delete") -> tuple[Task, list[StreamResponse]]:
     events = await events_of(client, message(text, context_id="same"))
@@ -235,6 +278,59 @@ async def test_cancel_of_a_parked_task_closes_the_question(version: str):
     assert done == []
 
 
+async def test_cancel_of_a_parked_task_does_not_wait_for_a_busy_conversation():
+    gate = Gate()
+
+    def make_agent(session_id: str) -> Agent:
+        async def script(messages):
+            if agents.user_texts(messages)[-1] == "delete":
+                yield ToolCallBlock(id="call-1", name="delete", input="{}")
+            else:
+                gate.arrived.set()
+                await gate.open.wait()
+                yield "done"
+
+        async def delete() -> None:
+            """Delete everything."""
+
+        return agents.scripted(script, agents.AskingTool(delete))
+
+    async with serve(make_agent) as service, service.client() as client:
+        parked_task, _ = await park(client)
+        running = stream(client, message("something slow", context_id="same"))
+        await until_task(running)
+        await gate.arrived.wait()
+        canceled = await client.cancel_task(CancelTaskRequest(id=parked_task.id))
+        assert canceled.status.state == CANCELED
+        assert not gate.open.is_set()
+        gate.open.set()
+        assert text_of([event async for event in running]) == "done"
+
+
+async def test_cancel_gives_up_on_an_agent_that_does_not_close_its_question(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(executor_module, "STOP_GRACE", 0.05)
+
+    class Stubborn(Agent):
+        async def reply_stream(self, inputs, **options):  # type: ignore[override]
+            if isinstance(inputs, UserInterruptEvent):
+                await asyncio.Event().wait()
+            async for event in super().reply_stream(inputs, **options):
+                yield event
+
+    def make_agent(session_id: str) -> Agent:
+        agent = agents.make_confirming_agent([], "/a")(session_id)
+        agent.__class__ = Stubborn
+        return agent
+
+    async with serve(make_agent) as service, service.client() as client:
+        task, _ = await park(client)
+        canceled = await client.cancel_task(CancelTaskRequest(id=task.id))
+    assert canceled.status.state == CANCELED
+    assert "has not closed its question" in caplog.text
+
+
 async def test_a_new_task_withdraws_the_question_and_a_late_answer_fails():
     done: list[str] = []
     async with serve(agents.make_confirming_agent(done, "/a")) as service, service.client() as client:
@@ -262,7 +358,7 @@ async def test_an_answer_is_never_taken_for_another_tasks_question():
             else:
                 yield agents.tool_results(messages)[-1]
 
-        return agents.scripted(script, FunctionTool(delete))
+        return agents.scripted(script, agents.AskingTool(delete))
 
     async with serve(make_agent) as service, service.client() as client:
         old, _ = await park(client, "/old")
@@ -294,12 +390,14 @@ async def test_results_of_external_tools_come_as_data(version: str):
         assert isinstance(question, RequireExternalExecutionEvent)
         assert [call.name for call in question.tool_calls] == ["measure"]
         assert 'measure({"place": "杭州"})' in status_text(events)
-        unclear = {
+        unclear: dict[str, str | Part] = {
             "The answer has no data part.": "21 degrees",
             "The metadata of result 'call-1' is not what the tool needs": new_data_part(
                 {"results": [{"id": "call-1", "output": "21 degrees"}]}
             ),
-            "The answer must name each call once": new_data_part({"results": [{"id": "call-2", "output": "21 degrees"}]}),
+            "The answer must name each call once": new_data_part(
+                {"results": [{"id": "call-2", "output": "21 degrees"}]}
+            ),
             "The answer can't be read: results.0.output": new_data_part({"results": [{"id": "call-1"}]}),
         }
         for complaint, answer in unclear.items():

@@ -31,6 +31,7 @@ from agentscope.event import (
     ToolCallDeltaEvent,
     ToolResultEndEvent,
 )
+from agentscope.message import ToolResultState
 from google.protobuf.json_format import MessageToJson, Parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +57,9 @@ def updates_of(
 
 
 def over_the_wire(update: TaskStatusUpdateEvent) -> StreamResponse:
-    return Parse(MessageToJson(StreamResponse(status_update=update)), StreamResponse())
+    response = StreamResponse()
+    Parse(MessageToJson(StreamResponse(status_update=update)), response)
+    return response
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.text(st.characters(codec="utf-8"), max_size=5)), max_size=30))
@@ -144,7 +147,10 @@ def test_an_agent_event_survives_json_with_its_integers():
 
 def test_numbers_that_json_does_not_know_become_null():
     sent = ToolResultEndEvent(
-        reply_id="r", tool_call_id="c", state="success", metadata={"nan": math.nan, "inf": math.inf, "n": 1}
+        reply_id="r",
+        tool_call_id="c",
+        state=ToolResultState.SUCCESS,
+        metadata={"nan": math.nan, "inf": math.inf, "n": 1},
     )
     [status] = updates_of(sent, with_agent_events=True)
     assert isinstance(status, TaskStatusUpdateEvent)

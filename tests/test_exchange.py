@@ -188,6 +188,7 @@ def test_a_later_run_that_answers_with_a_document_ends_a_begun_stream_with_an_ev
     error = '{"error":{"code":-32603}}'
     texts = feed_all(exchange, [ours(0, "1"), ours(0, error, stream=False, end=True, attempt=1)])
     assert data_of(texts) == ["1", error]
+    assert call.head is not None
     assert call.head.stream
     assert call.finished
 
@@ -333,6 +334,7 @@ def test_an_empty_stream_has_a_head():
     feed_all(exchange, [JAVA_END])
     assert call.check(END_GRACE) == []
     assert call.finished
+    assert call.head is not None
     assert call.head.stream
 
 

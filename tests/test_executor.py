@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from uuid import uuid4
 
-import httpx
 import pytest
-import uvicorn
-from a2a.auth.user import User
-from a2a.client import A2AClientError, Client, ClientCallContext, ClientConfig, ClientFactory
-from a2a.client.service_parameters import ServiceParametersFactory, with_a2a_extensions
+from a2a.client import A2AClientError, Client
 from a2a.helpers.proto_helpers import get_message_text, new_data_part
 from a2a.server.agent_execution import RequestContext
 from a2a.server.context import ServerCallContext
-from a2a.server.request_handlers import DefaultRequestHandler
-from a2a.server.routes import create_jsonrpc_routes
-from a2a.server.routes.common import DefaultServerCallContextBuilder
 from a2a.server.tasks import InMemoryTaskStore
 from a2a.types import (
-    AgentCapabilities,
-    AgentCard,
-    AgentInterface,
     CancelTaskRequest,
     GetTaskRequest,
-    Message,
     Part,
-    Role,
     SendMessageConfiguration,
     SendMessageRequest,
-    StreamResponse,
     Task,
-    TaskState,
     TaskStatus,
 )
 from a2a.utils.errors import InvalidParamsError, UnsupportedOperationError
-from agentscope.agent import A2AAgent, Agent
+from agentscope.agent import Agent
 from agentscope.event import (
     AgentEvent,
     EventType,
     ModelCallEndEvent,
-    RequireExternalExecutionEvent,
-    RequireUserConfirmEvent,
+    ReplyEndEvent,
 )
-from agentscope.message import UserMsg
-from agentscope.tool import FunctionTool
-from starlette.applications import Starlette
+from agentscope.message import Base64Source, Msg, ToolCallBlock, UserMsg
+from agentscope.types import ReplyFinishedReason
 
 from agentscope_rocketmq import executor as executor_module
 from agentscope_rocketmq.errors import ConfigurationError
-from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events, agent_events_extension
-from agentscope_rocketmq.executor import AgentScopeExecutor, MakeAgent
+from agentscope_rocketmq.events import agent_events
+from agentscope_rocketmq.executor import AgentScopeExecutor
 from tests import agents
+from tests.a2a_service import (
+    CANCELED,
+    COMPLETED,
+    FAILED,
+    LIMIT,
+    SUBMITTED,
+    WORKING,
+    ask,
+    both_versions,
+    events_of,
+    message,
+    serve,
+    states,
+    status_text,
+    stream,
+    text_of,
+    until_task,
+)
 from tests.agents import Gate
 
 # --- What comes out -------------------------------------------------------------------------------------------------
@@ -106,8 +107,8 @@ async def test_the_stored_task_and_a_blocking_caller_have_the_whole_answer(versi
 async def test_a2a_agent_gets_one_unsplit_text_block(version: str):
     async with serve(agents.make_streaming_agent(200)) as service, service.agent(version) as agent:
         reply = await agent.reply(UserMsg("user", "hello"))
-    [block] = reply.get_content_blocks()
-    assert block.text == "".join(f"chunk {number} " for number in range(200))
+    assert len(reply.content) == 1
+    assert reply.get_text_content() == "".join(f"chunk {number} " for number in range(200))
     assert reply.finished_reason == "completed"
 
 
@@ -115,8 +116,8 @@ async def test_a2a_agent_gets_one_unsplit_text_block(version: str):
 async def test_a2a_agent_gets_only_the_text_of_an_agent_that_thinks_and_calls_tools(version: str):
     async with serve(agents.make_adding_agent) as service, service.agent(version) as agent:
         reply = await agent.reply(UserMsg("user", "1 + 2"))
-    [block] = reply.get_content_blocks()
-    assert block.text == "it is 3"
+    assert len(reply.content) == 1
+    assert reply.get_text_content() == "it is 3"
 
 
 async def test_an_agent_that_says_nothing_completes():
@@ -143,10 +144,11 @@ async def test_a_file_of_several_megabytes_arrives_whole_and_as_one_file():
     ]
     assert part.raw == content
     assert part.media_type == "application/zip"
-    text, block = reply.get_content_blocks()
-    assert text.text == "here: "
+    assert [block.type for block in reply.content] == ["text", "data"]
+    [block] = reply.get_content_blocks("data")
+    assert isinstance(block.source, Base64Source)
     assert block.source.media_type == "application/zip"
-    assert len(block.source.data) == -(-len(content) // 3) * 4
+    assert base64.b64decode(block.source.data) == content
 
 
 async def test_a_loop_without_end_completes_and_says_that_it_was_stopped():
@@ -171,7 +173,7 @@ async def test_a_loop_without_end_completes_and_says_that_it_was_stopped():
 
 @both_versions
 async def test_agent_events_travel_to_callers_that_ask_for_them(version: str):
-    emitted: list[AgentEvent] = []
+    emitted: list[AgentEvent | Msg] = []
 
     class Recording(Agent):
         async def reply_stream(self, *arguments, **options):
@@ -188,7 +190,9 @@ async def test_agent_events_travel_to_callers_that_ask_for_them(version: str):
         events = await events_of(client, message("1 + 2"), extension=True)
     received = [found for event in events if (found := agent_events(event)) is not None]
     left_out = ("TEXT_", "REPLY_")
-    assert received == [event for event in emitted if not event.type.startswith(left_out)]
+    assert received == [
+        event for event in emitted if not isinstance(event, Msg) and not event.type.startswith(left_out)
+    ]
     assert {event.type for event in received} > {
         EventType.THINKING_BLOCK_DELTA,
         EventType.TOOL_CALL_DELTA,
@@ -351,7 +355,7 @@ async def test_the_factory_may_be_async():
 
 async def test_a_factory_that_shares_an_agent_between_conversations_is_found_out(caplog: pytest.LogCaptureFixture):
     shared = agents.make_echo_agent("shared")
-    async with serve(lambda session_id: shared) as service, service.client() as client:
+    async with serve(lambda _: shared) as service, service.client() as client:
         assert await ask(client, message("a", context_id="one")) == "echo:a"
         events = await events_of(client, message("b", context_id="two"))
         assert states(events)[-1] == FAILED
@@ -384,6 +388,7 @@ async def test_a_failing_agent_fails_its_task_without_telling_secrets(version: s
     assert stored.status.state == FAILED
     [record] = [record for record in caplog.records if record.name == "agentscope_rocketmq.executor"]
     assert task_id in record.getMessage()
+    assert record.exc_info is not None
     assert "hunter2" in str(record.exc_info[1])
 
 
@@ -405,6 +410,22 @@ async def test_a_factory_that_fails_fails_the_task():
     assert "LookupError" in status_text(events)
     assert "secret" not in status_text(events)
     assert reply.finished_reason == "error"
+
+
+async def test_an_agent_that_reports_an_error_fails_its_task():
+    class Reporting(Agent):
+        async def reply_stream(self, *_arguments, **_options):
+            yield ReplyEndEvent(session_id="s", reply_id="r", finished_reason=ReplyFinishedReason.ERROR)
+
+    def make_agent(session_id: str) -> Agent:
+        agent = agents.make_echo_agent(session_id)
+        agent.__class__ = Reporting
+        return agent
+
+    async with serve(make_agent) as service, service.client() as client:
+        events = await events_of(client, message("hello"))
+    assert states(events)[-1] == FAILED
+    assert status_text(events).startswith("The agent failed: it reported an error.")
 
 
 async def test_a_message_into_an_ended_task_is_refused():

@@ -21,6 +21,8 @@ from agentscope_rocketmq.jsonrpc import Progress, RpcRequest, error_response, pl
         ('{"id": 1, "method": "SubscribeToTask"}', 1, "SubscribeToTask", True),
         ('{"id": true, "method": ["message/stream"]}', None, None, False),
         ('{"id": {"a": 1}}', None, None, False),
+        ('{"id": 1e999}', None, None, False),
+        ('{"id": "' + "x" * 2000 + '"}', None, None, False),
         ("[1]", None, None, False),
         ("{", None, None, False),
         ("[" * 100_000, None, None, False),

@@ -16,8 +16,8 @@ IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "
 # These are handed their RocketMQ connection; they neither build one nor know who does.
 HANDED = ("transport", "bridge", "session")
 BUILDERS = {f"{PACKAGE}.{name}" for name in ("client", "server", "gateway", "cli", "dev")}
-# `app` hands an httpx client to the SDK's sender of push notifications.
-HTTPX_USERS = ("transport", "client", "app")
+# The edge to the SDK: its transport, the HTTP client of its push notifications, and the fetching of cards.
+HTTPX_USERS = ("transport", "client", "app", "fetch")
 
 
 def modules() -> dict[str, Path]:

@@ -31,6 +31,7 @@ TABLE = [
     ("这周三", SUNDAY, "2026-11-18", "2026-11-18"),
     ("星期天", SUNDAY, "2026-11-22", "2026-11-22"),
     ("下周天气怎么样", SUNDAY, "2026-11-23", "2026-11-29"),
+    ("本周日程", WEDNESDAY, "2026-11-25", "2026-11-29"),
     ("这周天气怎么样", WEDNESDAY, "2026-11-25", "2026-11-29"),
     ("一周天气", SUNDAY, "2026-11-23", "2026-11-29"),
     ("北京周三天气", SUNDAY, "2026-11-25", "2026-11-25"),
@@ -92,7 +93,17 @@ def test_a_question_names_its_days(text, today, start, end):
 
 @pytest.mark.parametrize(
     "text",
-    ["杭州", "杭州周边自驾游", "坐地铁2号线", "本周日程", "2月30日", "will there be sun in Paris", "", "5", "May I ask"],
+    [
+        "杭州",
+        "杭州周边自驾游",
+        "坐地铁2号线",
+        "2月30日",
+        "9999年12月31日玩三天",
+        "will there be sun in Paris",
+        "",
+        "5",
+        "May I ask",
+    ],
 )
 def test_a_text_without_a_real_day_names_none(text):
     assert find_dates(text, SUNDAY) is None

@@ -166,12 +166,11 @@ class ApacheRocketMQ:
             return
         with resources:
             # A temporary store is thrown away, so nothing is lost with a kill. Proxy and name server keep nothing.
-            self.kill_proxy()
-            if self._data is not None:
-                self._processes["broker"].stop(timeout=STOP_TIMEOUT)
-            self.kill_broker()
-            self._processes["nameserver"].kill()
-            self._processes = {}
+            processes, self._processes = self._processes, {}
+            for name in reversed(processes):
+                if name == "broker" and self._data is not None:
+                    processes[name].stop(timeout=STOP_TIMEOUT)
+                processes[name].kill()
 
     def __enter__(self) -> Self:
         self.start()
@@ -201,7 +200,7 @@ class ApacheRocketMQ:
         self._process("proxy").resume()
 
     def start_broker(self) -> None:
-        """Start the broker again, on the same ports and store, and wait until a LiteTopic answers (errors as `start`)."""
+        """Start the broker again, same ports and store, and wait until a LiteTopic answers (errors as `start`)."""
         self._start_again("broker")
 
     def stop_broker(self) -> None:
@@ -219,6 +218,14 @@ class ApacheRocketMQ:
     def resume_broker(self) -> None:
         """Let a frozen broker go on."""
         self._process("broker").resume()
+
+    def check(self) -> None:
+        """See whether all three run.
+
+        Raises:
+            BrokerUnreachable: One has ended; the message quotes its output.
+        """
+        self._check_running(set(_MAIN_CLASS))
 
     @property
     def pids(self) -> dict[str, int]:
@@ -248,12 +255,13 @@ class ApacheRocketMQ:
         try:
             wait_until(attempt, deadline=deadline, still_possible=lambda: self._check_running(started))
         except BrokerError as error:
+            self._check_running(started)
             raise BrokerUnreachable(f"Apache RocketMQ does not answer: {error}\n{self._tails()}") from error
 
     def _check_running(self, names: set[str]) -> None:
-        ended = [name for name in sorted(names) if not self._processes[name].running]
+        ended = [name for name in sorted(names) if not self._process(name).running]
         if ended:
-            raise ConfigurationError(f"Apache RocketMQ's {' and '.join(ended)} ended early.\n{self._tails()}")
+            raise BrokerUnreachable(f"Apache RocketMQ's {' and '.join(ended)} ended.\n{self._tails()}")
 
     def _tails(self) -> str:
         return "\n".join(
@@ -364,9 +372,7 @@ def _authentication_settings(authentication: tuple[str, str]) -> dict[str, str]:
     access_key, secret_key = authentication
     return {
         "authenticationEnabled": "true",
-        "authenticationProvider": (
-            "org.apache.rocketmq.auth.authentication.provider.DefaultAuthenticationProvider"
-        ),
+        "authenticationProvider": ("org.apache.rocketmq.auth.authentication.provider.DefaultAuthenticationProvider"),
         "initAuthenticationUser": json.dumps({"username": access_key, "password": secret_key}),
         "innerClientAuthenticationCredentials": json.dumps({"accessKey": access_key, "secretKey": secret_key}),
     }

@@ -49,7 +49,7 @@ _LOG_TAIL = 15
 
 
 def default_cache() -> Path:
-    """The folder for what can be fetched again: `XDG_CACHE_HOME`, else the platform's own, plus `agentscope-rocketmq`."""
+    """`agentscope-rocketmq` in the folder for what can be fetched again: `XDG_CACHE_HOME`, else the platform's own."""
     configured = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(configured):  # noqa: PTH117  (the specification: a relative path is to be ignored)
         base = Path(configured)
@@ -117,9 +117,7 @@ def _fetch(work: Path) -> None:
             "Apache RocketMQ is fetched by Maven, and there is no `mvn` on the PATH: install Maven 3.6 or newer "
             "(Debian: apt install maven; macOS: brew install maven)."
         )
-    dependencies = "\n".join(
-        _DEPENDENCY.format(artifact=artifact, version=ROCKETMQ_VERSION) for artifact in _ARTIFACTS
-    )
+    dependencies = "\n".join(_DEPENDENCY.format(artifact=artifact, version=ROCKETMQ_VERSION) for artifact in _ARTIFACTS)
     (work / "pom.xml").write_text(_POM.format(dependencies=dependencies), encoding="utf-8")
     command = [maven, "--batch-mode", "--quiet", _COPY_DEPENDENCIES, f"-DoutputDirectory={work / 'lib'}"]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 
@@ -52,7 +53,7 @@ class Ports:
             return self._bind(port)
         except OSError as error:
             raise ConfigurationError(
-                f"Port {port} can't be used ({error.strerror}): stop what listens there, or choose another port."
+                f"Port {port} can't be used ({os.strerror(error.errno or 0)}): stop what listens there, or choose another port."
             ) from error
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ __all__ = ["broker_answers", "lite_topic_answers", "wait_until"]
 _PROBE_TOPIC = "DevReadinessProbe"
 _PROBE_GROUP = "DevReadinessProbeGroup"
 
-_RETRY_INTERVAL = 0.05
+_RETRY_INTERVAL = 0.1
 _ATTEMPT_TIMEOUT = 10.0
 # The least that a broker accepts as `lite.topic.expiration`, in minutes: each start leaves one LiteTopic behind.
 _EXPIRATION = "15"

@@ -14,7 +14,6 @@ import hmac
 import itertools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +29,8 @@ from agentscope_rocketmq.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agentscope_rocketmq.config import RocketMQConfig
 
 __all__ = ["Admin", "GroupSettings", "TopicSettings"]
@@ -56,6 +57,7 @@ _SAYS_AUTHENTICATION = re.compile(r"authenticat|authoriz|signature|AclException|
 
 _MASTER = "0"
 _READ_AND_WRITE = 6
+_HEADER_LENGTH_BYTES = 4
 _MOST_FRAME_BYTES = 64 * 1024 * 1024
 # fastjson writes the keys of a map of numbers without quotes, which is not JSON: {0:"10.0.0.1:10911"}.
 _BARE_KEY = re.compile(r"([{,])(\d+):")
@@ -81,7 +83,7 @@ class TopicSettings:
 
     @property
     def message_type(self) -> str:
-        """NORMAL, LITE, PRIORITY, …"""
+        """`NORMAL`, `LITE`, `PRIORITY`, and so on."""
         return self.attributes.get("message.type", "NORMAL")
 
 
@@ -146,9 +148,7 @@ class Admin:
                 "to its host:port, usually port 9876."
             )
         secret = config.secret_key.get_secret_value() if config.secret_key is not None else None
-        return cls(
-            address, access_key=config.access_key, secret_key=secret, timeout=config.timeouts.connect
-        )
+        return cls(address, access_key=config.access_key, secret_key=secret, timeout=config.timeouts.connect)
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,7 +329,8 @@ class Admin:
                 f"{doing}: no answer from {address} within {self._timeout:g} s. {_REACH}", transient=True
             ) from None
         except (OSError, EOFError) as error:
-            raise BrokerUnreachable(f"{doing}: {address} can't be reached ({error}). {_REACH}", transient=True) from error
+            text = f"{doing}: {address} can't be reached ({error}). {_REACH}"
+            raise BrokerUnreachable(text, transient=True) from error
         if answer.code == _SUCCESS:
             return answer.body
         if answer.code == absent:
@@ -414,7 +415,7 @@ _VERSION = 513
 async def _read_answer(reader: asyncio.StreamReader, number: int) -> _Answer:
     while True:
         length = int.from_bytes(await reader.readexactly(4), "big")
-        if not 4 <= length <= _MOST_FRAME_BYTES:
+        if not _HEADER_LENGTH_BYTES <= length <= _MOST_FRAME_BYTES:
             raise EOFError(f"{length} is no length of a RocketMQ frame: is another service listening there?")
         frame = await reader.readexactly(length)
         header_length = int.from_bytes(frame[1:4], "big")
@@ -427,7 +428,7 @@ async def _read_answer(reader: asyncio.StreamReader, number: int) -> _Answer:
 
 
 def _sign(fields: Mapping[str, str], body: bytes, access_key: str, secret_key: str) -> dict[str, str]:
-    """Add what the brokers' access control checks: HMAC-SHA1 over the values in the order of their keys, and the body."""
+    """Add what the brokers' access control checks: HMAC-SHA1 over the values, in the order of their keys, and body."""
     signed = {**fields, "AccessKey": access_key}
     content = "".join(signed[key] for key in sorted(signed)).encode() + body
     digest = hmac.new(secret_key.encode(), content, hashlib.sha1).digest()
@@ -439,10 +440,13 @@ def _refusal(answer: _Answer, doing: str) -> BrokerError:
     text = f"{doing} was refused: {remark} (code {answer.code})."
     if answer.code == _NO_PERMISSION or _SAYS_AUTHENTICATION.search(remark):
         return NotAuthorized(
-            f"{text} Check ROCKETMQ_ACCESS_KEY and ROCKETMQ_SECRET_KEY, and that this user may manage topics and groups."
+            f"{text} Check ROCKETMQ_ACCESS_KEY and ROCKETMQ_SECRET_KEY, and that this user may manage topics and "
+            "groups."
         )
     if answer.code == _INVALID_PARAMETER:
         return IllegalRequest(text)
+    if "unsupported key" in remark:
+        return IllegalRequest(f"{text} The attributes of LiteTopics need Apache RocketMQ 5.5 or newer.")
     if answer.code in (_SYSTEM_BUSY, _FLOW_CONTROL):
         return Throttled(text, transient=True)
     return BrokerError(text)

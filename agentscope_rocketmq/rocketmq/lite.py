@@ -193,7 +193,7 @@ class LiteConsumer:
             BrokerError: As the broker says.
         """
         for name in lite_topics:
-            if not LITE_TOPIC_NAME.match(name):
+            if not LITE_TOPIC_NAME.fullmatch(name):
                 raise IllegalRequest(f"{name!r} is not a LiteTopic name: use 1-64 letters, digits, '_' or '-'.")
         wanted = len(self._subscriptions.keys() | set(lite_topics))
         if self.quota and wanted > self.quota:

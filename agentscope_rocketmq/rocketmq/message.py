@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LITE_TOPIC_NAME", "Message", "ReceivedMessage", "encode", "received"]
 
-LITE_TOPIC_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+LITE_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Below this a message is sent as it is: it would save little and cost the reader a decompression.
 GZIP_FROM_BYTES = 16 * 1024
@@ -137,7 +137,7 @@ def encode(message: Message, resource: Any) -> Any:
     """
     if not message.body:
         raise IllegalRequest(f"A message for topic {message.topic!r} has no body: RocketMQ refuses empty ones.")
-    if message.lite_topic is not None and not LITE_TOPIC_NAME.match(message.lite_topic):
+    if message.lite_topic is not None and not LITE_TOPIC_NAME.fullmatch(message.lite_topic):
         raise IllegalRequest(f"{message.lite_topic!r} is not a LiteTopic name: use 1-64 letters, digits, '_' or '-'.")
     body, encoding = message.body, definition.Encoding.IDENTITY
     if len(body) >= GZIP_FROM_BYTES:

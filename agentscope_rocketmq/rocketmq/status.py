@@ -124,15 +124,10 @@ def from_status(status: Any, doing: str) -> BrokerError:
     code = int(status.code)
     name = _Code.Name(code) if code in _Code.values() else "unknown code"
     said = _first_line(status.message)
-    kind, advice = _ADVICE.get(code, (IllegalRequest if 40000 <= code < 40100 else BrokerError, ""))  # noqa: PLR2004
-    if kind is TopicTypeMismatch and "expected type is UNSPECIFIED" in said:
-        # How a proxy says that it does not know the topic (measured on 5.5.0).
-        kind, advice = _ADVICE[_Code.TOPIC_NOT_FOUND]
-    elif "bind topic" in said.lower():
-        kind = GroupNotBound
-        advice = (
-            "A lite group serves one LITE topic, its +lite.bind.topic: `agentscope-rocketmq provision CARD` binds it."
-        )
+    kind, advice = _by_words(said) or _ADVICE.get(
+        code,
+        (IllegalRequest if 40000 <= code < 40100 else BrokerError, ""),  # noqa: PLR2004
+    )
     text = f"{doing} was refused: {name} ({code}): {said}. {advice}".strip()
     return kind(text, code=code, transient=code in _TRANSIENT and kind in (BrokerError, Throttled))
 
@@ -150,6 +145,9 @@ def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerErr
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         kind, advice = _ADVICE[_Code.UNAUTHORIZED]
         return kind(f"{doing} was refused by {endpoint}: {details}. {advice}", code=_Code.UNAUTHORIZED)
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        kind, advice = _by_words(details) or (IllegalRequest, "")
+        return kind(f"{doing} was refused by {endpoint}: {details}. {advice}".strip())
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return BrokerError(
             f"{doing} failed: {endpoint} does not implement it ({details}). "
@@ -160,6 +158,20 @@ def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerErr
         "runs there, that this is its gRPC port, and that TLS is set the same on both sides.",
         transient=code in _GRPC_TRANSIENT,
     )
+
+
+def _by_words(said: str) -> tuple[type[BrokerError], str] | None:
+    """What the proxy says in words only, under a code that means something else (measured on 5.5.0)."""
+    if "expected type is UNSPECIFIED" in said:
+        return _ADVICE[_Code.TOPIC_NOT_FOUND]
+    if "group not found" in said:
+        return _ADVICE[_Code.CONSUMER_GROUP_NOT_FOUND]
+    if "bind topic" in said or "cannot use LITE mode" in said:
+        return (
+            GroupNotBound,
+            "A lite group reads one LITE topic, its +lite.bind.topic: `agentscope-rocketmq provision CARD` binds it.",
+        )
+    return None
 
 
 def _first_line(text: str) -> str:

@@ -98,23 +98,25 @@ def find_dates(text: str, today: date, *, start: date | None = None) -> Dates | 
     Returns:
         The first expression found, or None where there is none (or it names no real day, like "2月30日").
     """
-    length = _length(text)
     try:
-        found = _whole_range(text, today) or _terms(text, today)
-    except ValueError:
+        return _find(text, today, start)
+    except (ValueError, OverflowError):
         return None
+
+
+def _find(text: str, today: date, start: date | None) -> Dates | None:
+    length = _length(text)
+    found = _whole_range(text, today) or _terms(text, today)
+    if length is None:
+        return found
+    days, starts_today, span = length
     if found is None:
-        if length is None:
-            return None
-        days, starts_today, span = length
         start = start or (today if starts_today else today + timedelta(days=1))
-        return _spelled_out(text, start, start + timedelta(days=days - 1), span)
-    if found.start == found.end and length is not None and not _overlap(found.span, length[2]):
-        return _spelled_out(text, found.start, found.start + timedelta(days=length[0] - 1), found.span)
-    return found
-
-
-def _spelled_out(text: str, start: date, end: date, span: tuple[int, int]) -> Dates:
+    elif found.start == found.end and not _overlap(found.span, span):
+        start, span = found.start, found.span
+    else:
+        return found
+    end = start + timedelta(days=days - 1)
     return Dates(start, end, describe(start, end, chinese=is_chinese(text)), span)
 
 

@@ -17,7 +17,7 @@ from agentscope.message import Msg, UserMsg
 from anyio.from_thread import start_blocking_portal
 
 from agentscope_rocketmq import RocketMQ, RocketMQConfig
-from agentscope_rocketmq.card import read_card, rocketmq_addresses
+from agentscope_rocketmq.card import Address
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.session import lite_topic_name
 from examples.travel_assistant.agents import make_supervisor, stream_answer
@@ -26,9 +26,8 @@ from examples.travel_assistant.terminal import Route, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
-    from agentscope.agent import Agent
+    from agentscope.agent import A2AAgent, Agent
     from anyio.from_thread import BlockingPortal
 
 __all__ = ["Conversation", "main", "open_conversation"]
@@ -56,15 +55,6 @@ async def open_conversation(session: str, *, config: RocketMQConfig | None = Non
         session: Name of the conversation: its LiteTopic takes the workers' answers.
         config: Where RocketMQ is; None takes the environment.
     """
-    config = config or RocketMQConfig.from_env()
-    secret = config.a2a_secret.get_secret_value() if config.a2a_secret else None
-    reply = f"LiteTopic {lite_topic_name(session, secret=secret)} of {config.reply_topic}"
-    terminal = Terminal(
-        {
-            "ask_weather_agent": _route(WEATHER_CARD, reply),
-            "ask_travel_agent": _route(TRAVEL_CARD, reply),
-        }
-    )
     async with (
         RocketMQ(config) as rocketmq,
         await rocketmq.agent(WEATHER_CARD, session=session) as weather,
@@ -75,14 +65,24 @@ async def open_conversation(session: str, *, config: RocketMQConfig | None = Non
             ask_weather=partial(stream_answer, weather),
             ask_travel=partial(stream_answer, travel),
         )
+        terminal = Terminal(
+            {
+                "ask_weather_agent": _route(rocketmq, weather, session),
+                "ask_travel_agent": _route(rocketmq, travel, session),
+            }
+        )
         terminal.note(f"[session {session}]")
         yield Conversation(supervisor, terminal)
 
 
-def _route(card: Path, reply: str) -> Route:
-    description = read_card(card)
-    topic = rocketmq_addresses(description)[0].topic
-    return Route(description.name, request=f"topic {topic}", reply=reply)
+def _route(rocketmq: RocketMQ, agent: A2AAgent, session: str) -> Route:
+    config = rocketmq.config
+    secret = config.a2a_secret.get_secret_value() if config.a2a_secret else None
+    return Route(
+        agent.name,
+        request=f"topic {Address.parse(rocketmq.choice(agent).url).topic}",
+        reply=f"LiteTopic {lite_topic_name(session, secret=secret)} of {config.reply_topic}",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,7 +108,7 @@ def _day_pattern(day: date, *, weekday: bool) -> re.Pattern[str]:
     names = [
         rf"{day.isoformat()}",
         rf"(?<!\d){day.month}月{number}(?!\d)",
-        rf"(?<![\d/]){day.month:02d}?[/]{number:02d}?(?![\d/])",
+        rf"(?<![\d/])0?{day.month}/0?{number}(?![\d/])",
         rf"\b{month[:3]}(?:{month[3:]})?\.? {number}(?!\d)",
         rf"(?<!\d){number} {month[:3]}(?:{month[3:]})?\b",
     ]

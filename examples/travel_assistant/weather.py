@@ -190,7 +190,7 @@ async def report(service: OpenMeteo, city: str, dates: Dates, *, today: date, ch
     forecast: dict[date, _Day] = {}
     unreachable = False
     unknown = False
-    wanted = [day for day in days if today <= day < today + timedelta(days=FORECAST_DAYS)]
+    wanted = _forecast_days(days, today)
     try:
         place = (bundled.lat, bundled.lon) if bundled else await service.find(city, chinese=chinese)
         unknown = place is None
@@ -208,7 +208,7 @@ async def report(service: OpenMeteo, city: str, dates: Dates, *, today: date, ch
     title = f"{city} {when} 的天气" if chinese else f"Weather in {city}, {when}"
     if days[-1] < dates.end:
         title += f"(只列前 {MAX_DAYS} 天)" if chinese else f" (the first {MAX_DAYS} days)"
-    source = _source(days, forecast, bundled, unreachable=unreachable, chinese=chinese)
+    source = _source(days, forecast, bundled, today=today, unreachable=unreachable, chinese=chinese)
     return "\n".join([title, *lines, source])
 
 
@@ -230,28 +230,34 @@ def _source(
     forecast: Mapping[date, _Day],
     bundled: City | None,
     *,
+    today: date,
     unreachable: bool,
     chinese: bool,
 ) -> str:
     """Say where the lines come from."""
-    without = [day for day in days if day not in forecast]
     parts = []
     if forecast:
         parts.append("Open-Meteo 预报" if chinese else "Open-Meteo forecast")
+    without = [day for day in days if day not in forecast]
     if without and bundled:
-        which = f"({', '.join(map(str, without))})" if forecast else ""
         parts.append(
-            f"内置的月平均气候值{which}(近似,不是预报)"
-            if chinese
-            else f"bundled monthly normals{which} (approximate, not a forecast)"
+            "内置的月平均气候值(近似,不是预报)" if chinese else "bundled monthly normals (approximate, not a forecast)"
         )
+        if forecast:
+            parts[-1] += f":{'、'.join(map(str, without))}" if chinese else f": {', '.join(map(str, without))}"
     if unreachable:
         parts.append("Open-Meteo 连接不上" if chinese else "Open-Meteo can't be reached")
-    elif without:
+    elif any(day not in _forecast_days(days, today) for day in without):
         parts.append(
             f"Open-Meteo 只预报今天起 {FORECAST_DAYS} 天" if chinese else f"Open-Meteo looks {FORECAST_DAYS} days ahead"
         )
+    elif without:
+        parts.append("Open-Meteo 没有给出这些天的数据" if chinese else "Open-Meteo gave no values for these days")
     return f"来源:{';'.join(parts)}。" if chinese else f"Source: {'; '.join(parts)}."
+
+
+def _forecast_days(days: list[date], today: date) -> list[date]:
+    return [day for day in days if today <= day < today + timedelta(days=FORECAST_DAYS)]
 
 
 def _no_data(city: str, *, unreachable: bool, chinese: bool) -> str:
