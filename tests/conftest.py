@@ -1,6 +1,7 @@
 """What all tests share: a RocketMQ to run against, and topics and groups on it that no other test uses.
 
     pytest                          launches a real Apache RocketMQ, once for the whole run
+    pytest -n 4                     the same, with one RocketMQ for all four processes
     pytest --engine HOST:PORT       uses one that runs already; ROCKETMQ_NAMESRV must name its name server
 
 Nothing is skipped for want of a RocketMQ: what a run needs and can't have is an error.
@@ -12,7 +13,7 @@ import functools
 import os
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
@@ -23,9 +24,11 @@ from agentscope_rocketmq.provision import apply, plan
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings, TopicSettings
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.producer import Producer
+from tests.certificates import self_signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
 
     from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 
@@ -53,12 +56,10 @@ class Engine:
     Attributes:
         endpoint: `host:port` of the gRPC endpoint.
         namesrv: `host:port` of the name server.
-        launched: What controls its processes (kill, pause, start again); None when it was running before.
     """
 
     endpoint: str
     namesrv: str
-    launched: ApacheRocketMQ | None
 
 
 @dataclass(frozen=True)
@@ -83,48 +84,45 @@ class MakeTopic(Protocol):
         """
 
 
+_WORKER_ENGINE = "agentscope_rocketmq_engine"
+_launched = pytest.StashKey["ApacheRocketMQ"]()
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Let all processes of a parallel run share one RocketMQ, launched here before the first of them starts."""
+    config = node.config
+    if config.getoption("--engine") != APACHE:
+        return
+    if _launched not in config.stash:
+        from agentscope_rocketmq.dev.apache import ApacheRocketMQ  # noqa: PLC0415
+
+        config.stash[_launched] = ApacheRocketMQ()
+        config.stash[_launched].start()
+    node.workerinput[_WORKER_ENGINE] = (config.stash[_launched].endpoint, config.stash[_launched].namesrv)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _launched in config.stash:
+        config.stash[_launched].stop()
+
+
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """The RocketMQ under test. Tests that kill or pause its processes start or resume them before they end."""
+    """The RocketMQ under test, shared by all tests: those that break one launch their own."""
     choice = request.config.getoption("--engine")
-    if choice != APACHE:
+    shared = getattr(request.config, "workerinput", {}).get(_WORKER_ENGINE)
+    if shared is not None:
+        yield Engine(*shared)
+    elif choice == APACHE:
+        from agentscope_rocketmq.dev.apache import ApacheRocketMQ  # noqa: PLC0415  (tests without one are quick)
+
+        with ApacheRocketMQ() as launched:
+            yield Engine(launched.endpoint, launched.namesrv)
+    else:
         namesrv = os.environ.get("ROCKETMQ_NAMESRV")
         if namesrv is None:
             pytest.exit(f"--engine {choice} needs ROCKETMQ_NAMESRV: tests make topics.", returncode=2)
-        yield Engine(choice, namesrv, None)
-        return
-    from agentscope_rocketmq.dev.apache import ApacheRocketMQ  # noqa: PLC0415  (tests without an engine are quick)
-
-    with ApacheRocketMQ() as launched:
-        yield Engine(launched.endpoint, launched.namesrv, launched)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for `localhost` and 127.0.0.1 that signs itself, and its key, as PEM files."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("certificate")
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
+        yield Engine(choice, namesrv)
 
 
 @pytest.fixture

@@ -354,6 +354,8 @@ class ApacheRocketMQ:
         if self._authentication is not None:
             settings |= _authentication_settings(self._authentication) | {
                 "authenticationEnabled": True,
+                # The proxy's own calls to the broker must be signed as well.
+                "enableAclRpcHookForClusterMode": True,
                 "authenticationMetadataProvider": (
                     "org.apache.rocketmq.proxy.auth.ProxyAuthenticationMetadataProvider"
                 ),
