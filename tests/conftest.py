@@ -24,11 +24,9 @@ from agentscope_rocketmq.provision import apply, plan
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings, TopicSettings
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.producer import Producer
-from tests.certificates import self_signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
-    from pathlib import Path
 
     from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 

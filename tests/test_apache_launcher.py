@@ -19,32 +19,27 @@ from agentscope_rocketmq.errors import BrokerUnreachable, ClosedError, Configura
 from agentscope_rocketmq.provision import apply, plan
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings, TopicSettings
 from agentscope_rocketmq.rocketmq.connection import Connection
-from agentscope_rocketmq.rocketmq.lite import LiteConsumer, Position
+from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
+from tests.certificates import self_signed
 from tests.conftest import unique
 
 CREDENTIALS = ("dev-access", "dev-secret-1")
 
 
 @pytest.fixture(scope="module")
-def apache(engine):
-    """The launched engine of this run, or one of this module's own when the run has another."""
-    if engine.launched is not None:
-        yield engine.launched
-        return
-    with ApacheRocketMQ() as own:
-        yield own
+def certificate(tmp_path_factory):
+    return self_signed(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory, certificate):
-    """A RocketMQ with a durable folder, access control, TLS and options of its own."""
+def apache(tmp_path_factory, certificate):
+    """A RocketMQ with a durable folder, access control, TLS and options of its own, for these tests alone."""
     with ApacheRocketMQ(
         data=tmp_path_factory.mktemp("data"),
         authentication=CREDENTIALS,
         tls=certificate,
-        broker_options={"defaultTopicQueueNums": "5"},
         proxy_options={"maxMessageSize": 1024 * 1024},
     ) as launched:
         yield launched
@@ -52,11 +47,12 @@ def secured(tmp_path_factory, certificate):
 
 def config_of(apache: ApacheRocketMQ, **values) -> RocketMQConfig:
     names = {field: unique(field) for field in ("reply_topic", "reply_group", "state_topic", "state_group")}
-    return RocketMQConfig(endpoint=apache.endpoint, namesrv=apache.namesrv, **{**names, **values})
+    keys = {"access_key": CREDENTIALS[0], "secret_key": CREDENTIALS[1]}
+    return RocketMQConfig(endpoint=apache.endpoint, namesrv=apache.namesrv, **{**names, **keys, **values})
 
 
-def signed(apache: ApacheRocketMQ, **values) -> RocketMQConfig:
-    return config_of(apache, **{"access_key": CREDENTIALS[0], "secret_key": CREDENTIALS[1], **values})
+def admin_of(apache: ApacheRocketMQ, *, timeout: float = 10.0) -> Admin:
+    return Admin(apache.namesrv, access_key=CREDENTIALS[0], secret_key=CREDENTIALS[1], timeout=timeout)
 
 
 async def send(config: RocketMQConfig, body: bytes, *, timeout: float = 30.0) -> None:
@@ -74,6 +70,7 @@ async def receive(config: RocketMQConfig, count: int) -> list[bytes]:
         await consumer.subscribe(["session"], at=Position.first())
         while len(bodies) < count:
             batch = await anext(consumer.batches())
+            assert isinstance(batch, LiteBatch)
             bodies += [message.body() for message in batch.messages]
             await consumer.ack(batch.messages)
     return bodies
@@ -107,14 +104,14 @@ async def test_a_killed_broker_comes_back_with_its_messages(apache):
 
 
 async def test_a_paused_broker_is_silent_and_goes_on(apache):
-    async with Admin(apache.namesrv, timeout=0.5) as admin:
+    async with admin_of(apache, timeout=0.5) as admin:
         apache.pause_broker()
         try:
             with pytest.raises(BrokerUnreachable, match="no answer"):
                 await admin.topic(apache.broker_address, "AnyTopic")
         finally:
             apache.resume_broker()
-    async with Admin(apache.namesrv) as admin:
+    async with admin_of(apache) as admin:
         assert await admin.topic(apache.broker_address, "AnyTopic") is None
 
 
@@ -126,7 +123,7 @@ async def test_what_was_not_provisioned_does_not_spring_up(apache):
         await send(config.model_copy(update={"reply_topic": topic}), b"x")
     with pytest.raises(Exception, match=group):
         await receive(config.model_copy(update={"reply_group": group}), 1)
-    async with Admin(apache.namesrv) as admin:
+    async with admin_of(apache) as admin:
         assert await admin.topic(apache.broker_address, topic) is None
         assert await admin.group(apache.broker_address, group) is None
 
@@ -136,8 +133,8 @@ def test_starting_twice_is_refused(apache):
         apache.start()
 
 
-async def test_signed_calls_are_let_in(secured):
-    config = signed(secured)
+async def test_signed_calls_are_let_in(apache):
+    config = config_of(apache)
     await apply(plan([], config), config)
     await send(config, b"signed")
     assert await receive(config, 1) == [b"signed"]
@@ -146,8 +143,8 @@ async def test_signed_calls_are_let_in(secured):
 @pytest.mark.parametrize(
     "keys", [{"access_key": None, "secret_key": None}, {"secret_key": "wrong"}, {"access_key": "nobody"}]
 )
-async def test_calls_that_are_not_signed_by_the_user_are_refused(secured, keys):
-    good, bad = signed(secured), signed(secured, **keys)
+async def test_calls_that_are_not_signed_by_the_user_are_refused(apache, keys):
+    good, bad = config_of(apache), config_of(apache, **keys)
     await apply(plan([], good), good)
     with pytest.raises(NotAuthorized):
         await apply(plan([], bad), bad)
@@ -155,8 +152,8 @@ async def test_calls_that_are_not_signed_by_the_user_are_refused(secured, keys):
         await send(bad.model_copy(update={"reply_topic": good.reply_topic}), b"x")
 
 
-async def test_the_given_certificate_is_served(secured, certificate):
-    config = signed(secured, tls=True, tls_ca=certificate[0])
+async def test_the_given_certificate_is_served(apache, certificate):
+    config = config_of(apache, tls=True, tls_ca=certificate[0])
     await apply(plan([], config), config)
     await send(config, b"encrypted")
     assert await receive(config, 1) == [b"encrypted"]
@@ -164,26 +161,26 @@ async def test_the_given_certificate_is_served(secured, certificate):
         await send(config.model_copy(update={"tls_ca": None}), b"x", timeout=1.0)
 
 
-async def test_options_reach_the_proxy(secured):
-    config = signed(secured)
+async def test_options_reach_the_proxy(apache):
+    config = config_of(apache)
     async with Connection.from_config(config) as connection, Producer(connection) as producer:
         assert producer.max_body_size == 1024 * 1024
 
 
-async def test_a_data_folder_brings_everything_back_after_a_stop(secured):
-    config = signed(secured)
+async def test_a_data_folder_brings_everything_back_after_a_stop(apache):
+    config = config_of(apache)
     await apply(plan([], config), config)
     await send(config, b"durable")
-    await asyncio.to_thread(secured.stop)
-    assert secured.pids == {}
-    await asyncio.to_thread(secured.start)
-    again = config.model_copy(update={"endpoint": secured.endpoint, "namesrv": secured.namesrv})
+    await asyncio.to_thread(apache.stop)
+    assert apache.pids == {}
+    await asyncio.to_thread(apache.start)
+    again = config.model_copy(update={"endpoint": apache.endpoint, "namesrv": apache.namesrv})
     assert await receive(again, 1) == [b"durable"]
 
 
-def test_a_data_folder_in_use_is_refused(secured):
+def test_a_data_folder_in_use_is_refused(apache):
     with pytest.raises(ConfigurationError, match="in use by another process"):
-        ApacheRocketMQ(data=secured._data).start()
+        ApacheRocketMQ(data=apache._data).start()
 
 
 def test_a_port_in_use_is_refused():
@@ -278,14 +275,14 @@ async def test_a_group_bound_twice_to_one_topic_reads_it(apache):
     assert await receive(second, 1) == [b"both"]
 
 
-def test_settings_files_with_keys_are_for_their_owner_alone(secured):
+def test_settings_files_with_keys_are_for_their_owner_alone(apache):
     for name in ("broker.conf", "rmq-proxy.json"):
-        mode = (secured._data / "conf" / name).stat().st_mode
+        mode = (apache._data / "conf" / name).stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
 
 
 async def test_topics_of_a_broker_are_those_it_was_given(apache):
-    async with Admin(apache.namesrv) as admin:
+    async with admin_of(apache) as admin:
         topic = TopicSettings(unique("Queues"), {"message.type": "PRIORITY"}, read_queues=4, write_queues=4)
         await admin.put_topic(apache.broker_address, topic)
         await admin.put_group(apache.broker_address, GroupSettings(unique("Group")))

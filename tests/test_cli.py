@@ -51,7 +51,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 def next_line(stream, timeout: float) -> str:
     readable, _, _ = select.select([stream], [], [], timeout)
     assert readable, f"nothing was printed within {timeout} s"
-    return stream.readline()
+    return str(stream.readline())
 
 
 def children(pid: int) -> dict[int, int]:

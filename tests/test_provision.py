@@ -22,7 +22,7 @@ from agentscope_rocketmq.provision import Outcome, ProvisionPlan, apply, mqadmin
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings, TopicSettings
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
-from agentscope_rocketmq.rocketmq.lite import LiteConsumer, Position
+from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.conftest import unique
@@ -43,9 +43,7 @@ def card(*urls: str) -> dict[str, object]:
         "defaultInputModes": ["text/plain"],
         "defaultOutputModes": ["text/plain"],
         "skills": [],
-        "supportedInterfaces": [
-            {"url": url, "protocolBinding": "RocketMQ", "protocolVersion": "1.0"} for url in urls
-        ],
+        "supportedInterfaces": [{"url": url, "protocolBinding": "RocketMQ", "protocolVersion": "1.0"} for url in urls],
     }
 
 
@@ -175,7 +173,7 @@ async def test_other_settings_of_a_group_survive(engine, make_topic):
 async def test_a_topic_of_another_type_is_not_taken_over(engine, make_topic):
     names = await make_topic("NORMAL")
     config = fresh(engine, reply_topic=names.topic)
-    with pytest.raises(TopicTypeMismatch, match="NORMAL.*LITE"):
+    with pytest.raises(TopicTypeMismatch, match=r"NORMAL.*LITE"):
         await apply(plan([], config), config)
 
 
@@ -188,12 +186,12 @@ async def test_a_group_of_another_topic_is_not_taken_over(engine, make_topic):
 
 async def test_an_attribute_that_the_broker_does_not_know_is_an_error(engine):
     unknown = ProvisionPlan((TopicSettings(unique("Topic"), {"message.type": "LITE", "no.such": "1"}),), ())
-    with pytest.raises(IllegalRequest, match="no.such"):
+    with pytest.raises(IllegalRequest, match=r"no\.such"):
         await apply(unknown, fresh(engine))
 
 
 async def test_no_name_server_at_the_address_is_one_clear_error(engine):
-    with pytest.raises(BrokerUnreachable, match="127.0.0.1:1 can't be reached"):
+    with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1:1 can't be reached"):
         await apply(plan([], RocketMQConfig()), fresh(engine), namesrv="127.0.0.1:1")
 
 
@@ -261,6 +259,7 @@ async def test_messages_go_through_provisioned_topics_at_once(engine):
         assert await requests.ack(lease)
         await producer.send(Message(topic=config.reply_topic, body=b"answer", lite_topic="trip-42"))
         batch = await anext(replies.batches())
+        assert isinstance(batch, LiteBatch)
         assert [message.body() for message in batch.messages] == [b"answer"]
         await replies.ack(batch.messages)
 

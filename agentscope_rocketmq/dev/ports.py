@@ -53,7 +53,8 @@ class Ports:
             return self._bind(port)
         except OSError as error:
             raise ConfigurationError(
-                f"Port {port} can't be used ({os.strerror(error.errno or 0)}): stop what listens there, or choose another port."
+                f"Port {port} can't be used ({os.strerror(error.errno or 0)}): stop what listens there, or choose "
+                "another port."
             ) from error
 
     def close(self) -> None:

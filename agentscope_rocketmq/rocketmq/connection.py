@@ -134,15 +134,18 @@ class Connection:
         """The endpoint to use now.
 
         Args:
-            failed: An endpoint that just failed its user; when it is the current one, the next in the list
-                becomes current. None only asks.
+            failed: An endpoint that just failed its user; when it is the current one, the next in the list becomes
+                current, and its channel is not used again: a connection whose far end is gone without a word would
+                keep gRPC waiting for many minutes. None only asks.
 
         Raises:
             ClosedError: The connection is closed.
         """
         if self._closed:
             raise ClosedError(f"The connection to RocketMQ at {self.address} is closed.")
-        if failed is not None and failed.address == self._addresses[self._index]:
+        if failed is not None and failed is self._endpoints.get(self._current):
+            # Calls of others may still be on its channel; gRPC closes it when nobody refers to it any more.
+            del self._endpoints[failed.address]
             self._index = (self._index + 1) % len(self._addresses)
             if len(self._addresses) > 1:
                 logger.warning("RocketMQ proxy %s failed; going on with %s", failed.address, self._current)

@@ -234,7 +234,7 @@ class GroupConsumer:
         )
         doing = f"Acking message {message.message_id} of topic {self.topic!r}"
         answer = await self._client.call("AckMessage", request, doing=doing)
-        check(answer.entries[0].status if answer.entries else answer.status, doing)
+        check(answer.entries[0].status if answer.entries else answer.status, doing, known=True)
 
     async def _change_invisible(self, message: ReceivedMessage, seconds: float) -> None:
         request = service.ChangeInvisibleDurationRequest(
@@ -246,7 +246,7 @@ class GroupConsumer:
         request.invisible_duration.FromMilliseconds(int(seconds * 1000))
         doing = f"Renewing the lease on message {message.message_id} of topic {self.topic!r}"
         answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing)
-        check(answer.status, doing)
+        check(answer.status, doing, known=True)
         message.receipt_handle = answer.receipt_handle or message.receipt_handle
 
 

@@ -190,7 +190,7 @@ class Poller:
             if kind == "message":
                 messages.append(received(answer.message))
             elif kind == "status" and answer.status.code != definition.Code.MESSAGE_NOT_FOUND:
-                check(answer.status, doing)
+                check(answer.status, doing, known=True)
         return messages
 
     async def _route_loop(self) -> None:
@@ -209,7 +209,7 @@ class Poller:
         )
         doing = f"Looking up topic {self._topic!r}"
         answer = await self._client.call("QueryRoute", request, doing=doing, timeout=timeout)
-        check(answer.status, doing)
+        check(answer.status, doing, known=bool(self._brokers))
         readable = (definition.Permission.READ, definition.Permission.READ_WRITE)
         brokers = sorted({queue.broker.name for queue in answer.message_queues if queue.permission in readable})
         if brokers:

@@ -64,6 +64,7 @@ class Producer:
         self._connection = connection
         self._connect_timeout = connect_timeout
         self._client = Client(connection, settings)
+        self._sent_to: set[str] = set()
 
     @property
     def max_body_size(self) -> int:
@@ -81,7 +82,8 @@ class Producer:
     async def send(self, message: Message, *, timeout: float = 30.0) -> SendReceipt:  # noqa: ASYNC109
         """Send one message and wait until the broker has stored it.
 
-        Flow control, restarts of broker or proxy, and answers that did not come are tried again until the deadline.
+        Flow control, restarts of broker or proxy, and answers that did not come are tried again until the deadline. A
+        topic that was sent to before and is unknown now is taken for one whose brokers are away, and waited for.
 
         Args:
             message: What to send.
@@ -111,9 +113,12 @@ class Producer:
                 code=int(definition.Code.MESSAGE_BODY_TOO_LARGE),
             )
         request = service.SendMessageRequest(messages=[encoded])
-        return await self._send_until(asyncio.get_running_loop().time() + timeout, request, doing)
+        deadline = asyncio.get_running_loop().time() + timeout
+        receipt = await self._send_until(deadline, request, doing, known=message.topic in self._sent_to)
+        self._sent_to.add(message.topic)
+        return receipt
 
-    async def _send_until(self, deadline: float, request: object, doing: str) -> SendReceipt:
+    async def _send_until(self, deadline: float, request: object, doing: str, *, known: bool) -> SendReceipt:
         loop = asyncio.get_running_loop()
         attempt = 0
         while True:
@@ -122,8 +127,8 @@ class Producer:
                 answer = await self._client.call(
                     "SendMessage", request, doing=doing, timeout=max(0.05, min(TRY_TIMEOUT, deadline - loop.time()))
                 )
-                check(answer.entries[0].status if answer.entries else answer.status, doing)
-                check(answer.status, doing)
+                check(answer.entries[0].status if answer.entries else answer.status, doing, known=known)
+                check(answer.status, doing, known=known)
                 return SendReceipt(answer.entries[0].message_id, answer.entries[0].offset)
             except BrokerError as error:
                 delay = backoff(attempt)

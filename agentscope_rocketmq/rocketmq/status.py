@@ -32,12 +32,13 @@ _ADVICE: dict[int, tuple[type[BrokerError], str]] = {
     _Code.TOPIC_NOT_FOUND: (
         TopicNotFound,
         "Create it with `agentscope-rocketmq provision CARD` (a new topic takes some seconds to be known), "
-        "and check topic name and namespace.",
+        "check topic name and namespace, and that the brokers that have it are up.",
     ),
     _Code.ILLEGAL_TOPIC: (IllegalRequest, "Use 1-127 letters, digits, '_', '-' or '%' in topic names."),
     _Code.CONSUMER_GROUP_NOT_FOUND: (
         GroupNotFound,
-        "Create it with `agentscope-rocketmq provision CARD`, and check group name and namespace.",
+        "Create it with `agentscope-rocketmq provision CARD`, check group name and namespace, and that the brokers "
+        "that have it are up.",
     ),
     _Code.ILLEGAL_CONSUMER_GROUP: (
         IllegalRequest,
@@ -82,6 +83,9 @@ _ADVICE: dict[int, tuple[type[BrokerError], str]] = {
     ),
 }
 
+# What the proxy says, as an internal error, of an ack for a message that was handed out again or taken over meanwhile.
+_STALE_RECEIPT = "status is abnormal"
+
 # The same call may succeed later although nobody changes anything.
 _TRANSIENT = {
     _Code.TOO_MANY_REQUESTS,
@@ -105,21 +109,24 @@ _GRPC_TRANSIENT = {
 }
 
 
-def check(status: Any, doing: str) -> None:
+def check(status: Any, doing: str, *, known: bool = False) -> None:
     """Raise unless a `Status` says OK.
 
     Args:
         status: The protocol's `Status` of an answer.
         doing: What was asked and of whom, as the start of a sentence: `Sending to topic 'X'`.
+        known: Whether the topic and the group asked about have worked before. A proxy forgets them some 20 s after the
+            brokers that have them went away, and says that they do not exist until some 20 s after they are back
+            (its caches of routes and settings): for known ones that is an outage, which passes.
 
     Raises:
         BrokerError: The class that fits the code, with the broker's own words and what to do.
     """
     if status.code not in (_Code.OK, _Code.MULTIPLE_RESULTS):
-        raise from_status(status, doing)
+        raise from_status(status, doing, known=known)
 
 
-def from_status(status: Any, doing: str) -> BrokerError:
+def from_status(status: Any, doing: str, *, known: bool = False) -> BrokerError:
     """The error for a `Status` that is not OK (arguments as `check`)."""
     code = int(status.code)
     name = _Code.Name(code) if code in _Code.values() else "unknown code"
@@ -128,8 +135,15 @@ def from_status(status: Any, doing: str) -> BrokerError:
         code,
         (IllegalRequest if 40000 <= code < 40100 else BrokerError, ""),  # noqa: PLR2004
     )
+    if known and kind in (TopicNotFound, GroupNotFound):
+        return BrokerUnreachable(
+            f"{doing} failed: the RocketMQ broker that serves it is away ({name}: {said}). Check that it runs.",
+            code=code,
+            transient=True,
+        )
     text = f"{doing} was refused: {name} ({code}): {said}. {advice}".strip()
-    return kind(text, code=code, transient=code in _TRANSIENT and kind in (BrokerError, Throttled))
+    passes = code in _TRANSIENT and kind in (BrokerError, Throttled) and _STALE_RECEIPT not in said
+    return kind(text, code=code, transient=passes)
 
 
 def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerError:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-from agentscope_rocketmq.provision import apply, plan
 
-from agentscope_rocketmq.card import read_card
 from agentscope_rocketmq.config import RocketMQConfig
 from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.dev.process import Process, Starter
 from agentscope_rocketmq.errors import AgentScopeRocketMQError, ConfigurationError
+from agentscope_rocketmq.provision import apply, plan
 from examples.travel_assistant.cards import TRAVEL_CARD, WEATHER_CARD
 
 if TYPE_CHECKING:
@@ -88,8 +87,7 @@ def _broker(engine: str) -> Iterator[None]:
         config = RocketMQConfig.from_env()
         if config.namesrv is not None:
             _say("Making topics and groups …")
-            cards = [read_card(WEATHER_CARD), read_card(TRAVEL_CARD)]
-            asyncio.run(apply(plan(cards, config), config))
+            asyncio.run(apply(plan([WEATHER_CARD, TRAVEL_CARD], config), config))
         yield
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["CallTool", "OfflineModel", "Policy", "Say", "ToolResult", "Turn"]
 
 _STRUCTURED_OUTPUT = "generate_structured_output"
+_SUMMARY_START = "<system-info>"
+_REMEMBERED = 8
+_REMEMBERED_LENGTH = 200
 _PIECE = re.compile(r"\s*(?:[\u4e00-\u9fff]{1,4}|\S+?(?=[\s\u4e00-\u9fff]|$))|\s+")
 
 
@@ -111,7 +114,7 @@ def _turn(messages: Sequence[Msg]) -> Turn:
     results: list[ToolResult] = []
     for message in messages:
         if message.role == "user":
-            questions.append(message.get_text_content() or "")
+            questions.extend(_said(message.get_text_content() or ""))
             results.clear()
         results.extend(map(_result, message.get_content_blocks("tool_result")))
     return Turn(tuple(questions), tuple(results))
@@ -125,10 +128,21 @@ def _result(block: ToolResultBlock) -> ToolResult:
 
 
 def _summary(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> CallTool:
-    """Answer AgentScope's request to summarise a long conversation: keep what the user said."""
-    fields = tools[0]["function"]["parameters"]["properties"]
-    text = "\n".join(turn.questions[-5:-1])
-    return CallTool(_STRUCTURED_OUTPUT, dict.fromkeys(fields, text))
+    """Answer AgentScope's request to summarise a long conversation: the latest questions, a line each, in the first field.
+
+    The last "question" is that request itself.
+    """
+    first, *others = tools[0]["function"]["parameters"]["properties"]
+    latest = turn.questions[:-1][-_REMEMBERED:]
+    text = "\n".join(" ".join(question.split())[:_REMEMBERED_LENGTH] for question in latest)
+    return CallTool(_STRUCTURED_OUTPUT, {first: text} | dict.fromkeys(others, "-"))
+
+
+def _said(text: str) -> list[str]:
+    """What the user said in a message; a summary stands for the questions in it."""
+    if not text.startswith(_SUMMARY_START):
+        return [text]
+    return [line for line in text.splitlines() if line and not line.startswith(("<", "#", "-"))]
 
 
 async def _stream(step: Say | CallTool) -> AsyncGenerator[ChatResponse, None]:

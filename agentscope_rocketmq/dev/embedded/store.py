@@ -1,0 +1,302 @@
+"""The SQLite file behind the broker: one thread, one connection, all that waits in one transaction (group commit).
+
+What is put while a transaction is being written goes into the next one, so the more there is to do the less each
+costs. All state of this class belongs to the event loop; only the methods at the end run in the thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import logging
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from agentscope_rocketmq.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+__all__ = ["Store", "StoreFailed"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_VERSION = 1
+# Table -> its columns; the first `keys` of them are its primary key.
+_TABLES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "message": (1, ("id INTEGER", "store_ms INTEGER NOT NULL", "data BLOB NOT NULL")),
+    "meta": (1, ("name TEXT", "value BLOB NOT NULL")),
+    "topic": (1, ("name TEXT", "type TEXT NOT NULL", "queues INTEGER NOT NULL", "expiration INTEGER NOT NULL")),
+    "consumer_group": (
+        1,
+        ("id INTEGER", "name TEXT NOT NULL", "kind TEXT NOT NULL", "bound_to TEXT", "exclusive INTEGER NOT NULL")
+        + ("ordered INTEGER", "quota INTEGER NOT NULL", "max_attempts INTEGER NOT NULL"),
+    ),
+    "queue": (
+        1,
+        ("id INTEGER", "topic TEXT NOT NULL", "number INTEGER NOT NULL", "lite_topic TEXT", "first INTEGER NOT NULL")
+        + ("oldest_ms INTEGER NOT NULL",),
+    ),
+    "position": (2, ("grp INTEGER", "queue INTEGER", "next INTEGER NOT NULL")),
+    "lease": (
+        3,
+        ("grp INTEGER", "queue INTEGER", "offset INTEGER")
+        + ("attempt INTEGER NOT NULL", "serial INTEGER NOT NULL", "visible_ms INTEGER NOT NULL"),
+    ),
+}
+# Rows a statement, most first: few statement texts, so that SQLite prepares each once. Many rows a statement matter
+# because each step of a statement gives the interpreter lock away and has to wait for the event loop to get it back.
+_ROWS = (64, 16, 4, 1)
+_PAGE_CACHE_KIB = 8 * 1024
+
+
+class StoreFailed(Exception):  # noqa: N818
+    """Writing failed (disk full, file gone): the broker must be restarted."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction will hold."""
+
+    puts: dict[str, dict[tuple[Any, ...], tuple[Any, ...] | None]] = field(default_factory=dict)
+    purges: list[tuple[int, int]] = field(default_factory=list)
+    after: list[Callable[[], None]] = field(default_factory=list)
+    done: asyncio.Future[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.purges)
+
+
+class Store:
+    """Tables of small rows and the messages.
+
+    Args:
+        folder: Where to keep it all; None keeps it in a temporary file that is gone at the end.
+        fsync: Whether a commit waits for the disk.
+
+    Attributes:
+        durable: Whether what is committed is kept.
+        unwritten_bytes: Size of the messages that are not committed yet.
+    """
+
+    def __init__(self, folder: Path | None, *, fsync: bool) -> None:
+        self.durable = folder is not None
+        self.unwritten_bytes = 0
+        self._folder = folder
+        self._fsync = fsync
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rocketmq-store")
+        self._batch = _Batch()
+        self._in_flight: _Batch | None = None
+        self._unwritten: dict[int, bytes] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self._failure: StoreFailed | None = None
+        self._connection: sqlite3.Connection
+        self._lock: TextIO | None = None
+
+    async def open(self) -> None:
+        """Open the file, making it where there is none.
+
+        Raises:
+            ConfigurationError: Another broker has the folder open, or it can't be used.
+        """
+        try:
+            await self._in_thread(self._open)
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    async def aclose(self) -> None:
+        """Write what is left, and close."""
+        while self._writing is not None:
+            await self._writing
+        await self._in_thread(self._close)
+        self._thread.shutdown()
+
+    def put(self, table: str, key: tuple[Any, ...], row: tuple[Any, ...] | None) -> None:
+        """Insert or replace a row, or delete it (None), in the next transaction."""
+        self._check()
+        self._batch.puts.setdefault(table, {})[key] = row
+        self._schedule()
+
+    def append(self, key: int, store_ms: int, data: bytes) -> None:
+        """Add a message in the next transaction; it can be read at once."""
+        self.put("message", (key,), (store_ms, data))
+        self._unwritten[key] = data
+        self.unwritten_bytes += len(data)
+
+    def purge(self, first: int, end: int) -> None:
+        """Delete the messages from `first` to before `end` in the next transaction."""
+        self._check()
+        self._batch.purges.append((first, end))
+        self._schedule()
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call this when everything put so far is committed; in order. At once where nothing is durable anyway."""
+        if self.durable:
+            self._batch.after.append(callback)
+        else:
+            callback()
+
+    async def committed(self) -> None:
+        """Until everything put so far is committed; at once where nothing is durable anyway.
+
+        Raises:
+            StoreFailed: It can't be written.
+        """
+        self._check()
+        batch = self._batch if self._batch else self._in_flight
+        if not self.durable or batch is None:
+            return
+        if batch.done is None:
+            batch.done = asyncio.get_running_loop().create_future()
+        await asyncio.shield(batch.done)
+
+    def unwritten(self, key: int) -> bytes | None:
+        """A message that is not committed yet."""
+        return self._unwritten.get(key)
+
+    async def read(self, first: int, end: int, *, most: int) -> list[tuple[int, bytes]]:
+        """The committed messages from `first` to before `end`, at most so many."""
+        sql = "SELECT id, data FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
+        return await self._in_thread(lambda: self._connection.execute(sql, (first, end, most)).fetchall())
+
+    async def find(self, first: int, end: int, at_ms: int) -> int:
+        """The first committed message from `first` to before `end` stored at that time or later; `end` if none is."""
+        return await self._in_thread(lambda: self._find(first, end, at_ms))
+
+    async def rows(self, sql: str) -> list[Any]:
+        """The rows of a query."""
+        return await self._in_thread(lambda: self._connection.execute(sql).fetchall())
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _schedule(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all(), name="rocketmq-store.write")
+
+    async def _write_all(self) -> None:
+        try:
+            while self._batch:
+                batch = self._in_flight = self._batch
+                self._batch = _Batch()
+                try:
+                    await self._in_thread(lambda written=batch: self._write(written))  # type: ignore[misc]
+                except sqlite3.Error as error:
+                    self._fail(error, batch)
+                    return
+                for key, row in batch.puts.get("message", {}).items():
+                    if self._unwritten.pop(key[0], None) is not None and row is not None:
+                        self.unwritten_bytes -= len(row[1])
+                for callback in batch.after:
+                    callback()
+                if batch.done is not None:
+                    batch.done.set_result(None)
+        finally:
+            self._writing = self._in_flight = None
+
+    def _fail(self, error: sqlite3.Error, batch: _Batch) -> None:
+        self._failure = StoreFailed(f"the broker can't write its store ({error}): make room and restart it")
+        logger.error("The embedded broker stops taking messages: %s", self._failure)
+        for lost in (batch, self._batch):
+            if lost.done is not None:
+                lost.done.set_exception(self._failure)
+                # Whoever waited may be gone.
+                lost.done.exception()
+
+    # ---- in the thread ----
+
+    def _open(self) -> None:
+        name = ""  # SQLite's own temporary file: in memory until it is large, and gone with the connection.
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock = (self._folder / "lock").open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The data folder {self._folder} can't be used ({error.strerror}): another broker may have it "
+                    "open; stop that one, or choose another folder."
+                ) from error
+            name = str(self._folder / "broker.db")
+        self._connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
+        execute = self._connection.execute
+        try:
+            execute(f"PRAGMA journal_mode = {'WAL' if self.durable else 'OFF'}")
+            execute(f"PRAGMA synchronous = {'FULL' if self.durable and self._fsync else 'OFF'}")
+            execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
+            version = execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise ConfigurationError(
+                    f"{name} was written by another version of this package (format {version}, this one reads "
+                    f"{_VERSION}): choose another folder, or delete it."
+                )
+            if version == 0:
+                execute("BEGIN")
+                for table, (keys, columns) in _TABLES.items():
+                    primary = ", ".join(column.split()[0] for column in columns[:keys])
+                    rowid = "" if table == "message" else " WITHOUT ROWID"
+                    execute(f"CREATE TABLE {table} ({', '.join(columns)}, PRIMARY KEY ({primary})){rowid}")
+                execute(f"PRAGMA user_version = {_VERSION}")
+                execute("COMMIT")
+        except sqlite3.Error as error:
+            self._close()
+            raise ConfigurationError(f"{name} can't be opened ({error}): choose another data folder.") from error
+        except ConfigurationError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _write(self, batch: _Batch) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for table, rows in batch.puts.items():
+                keys, columns = _TABLES[table]
+                stored = [(*key, *row) for key, row in rows.items() if row is not None]
+                self._many(f"INSERT OR REPLACE INTO {table} VALUES ", len(columns), stored, "")
+                deleted = [key for key, row in rows.items() if row is None]
+                names = ", ".join(column.split()[0] for column in columns[:keys])
+                self._many(f"DELETE FROM {table} WHERE ({names}) IN (VALUES ", keys, deleted, ")")
+            for first, end in batch.purges:
+                self._connection.execute("DELETE FROM message WHERE id >= ? AND id < ?", (first, end))
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _many(self, head: str, width: int, rows: Sequence[tuple[Any, ...]], tail: str) -> None:
+        place = f"({', '.join('?' * width)})"
+        start = 0
+        for size in _ROWS:
+            sql = head + ", ".join([place] * size) + tail
+            while len(rows) - start >= size:
+                values: Iterable[Any] = itertools.chain.from_iterable(rows[start : start + size])
+                self._connection.execute(sql, tuple(values))
+                start += size
+
+    def _find(self, first: int, end: int, at_ms: int) -> int:
+        # Store times grow with the ids of a queue, and its ids have no holes.
+        while first < end:
+            middle = (first + end) // 2
+            row = self._connection.execute("SELECT store_ms FROM message WHERE id = ?", (middle,)).fetchone()
+            if row is not None and row[0] >= at_ms:
+                end = middle
+            else:
+                first = middle + 1
+        return first
