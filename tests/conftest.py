@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 
+
 APACHE = "apache"
 
 # How long an example takes depends on what else the machine does; pytest bounds the whole.
@@ -83,7 +84,7 @@ class MakeTopic(Protocol):
 
 
 _WORKER_ENGINE = "agentscope_rocketmq_engine"
-_launched = pytest.StashKey["ApacheRocketMQ"]()
+_launched: pytest.StashKey[ApacheRocketMQ] = pytest.StashKey()
 
 
 def pytest_configure_node(node: Any) -> None:
@@ -92,7 +93,7 @@ def pytest_configure_node(node: Any) -> None:
     if config.getoption("--engine") != APACHE:
         return
     if _launched not in config.stash:
-        from agentscope_rocketmq.dev.apache import ApacheRocketMQ  # noqa: PLC0415
+        from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 
         config.stash[_launched] = ApacheRocketMQ()
         config.stash[_launched].start()
@@ -112,7 +113,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if shared is not None:
         yield Engine(*shared)
     elif choice == APACHE:
-        from agentscope_rocketmq.dev.apache import ApacheRocketMQ  # noqa: PLC0415  (tests without one are quick)
+        from agentscope_rocketmq.dev.apache import ApacheRocketMQ
 
         with ApacheRocketMQ() as launched:
             yield Engine(launched.endpoint, launched.namesrv)

@@ -6,7 +6,6 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from a2a.client import Client
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import Message, Part, Role, SendMessageRequest, TaskState
 
@@ -15,6 +14,8 @@ from agentscope_rocketmq.card import parse_card
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from a2a.client import Client
 
     from agentscope_rocketmq import RocketMQConfig
 

@@ -38,8 +38,8 @@ from a2a.utils.errors import (
 from agentscope_rocketmq import call_context
 from agentscope_rocketmq.card import parse_card
 from agentscope_rocketmq.transport import RocketMQTransport
-from tests.services import card_for, calling, reply, request, server_for
-from tests.waiting import LIMIT
+from tests.services import calling, card_for, reply, request, server_for
+from tests.waiting import LIMIT, root_cause
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -302,7 +302,7 @@ async def test_idle_and_total_time_run_out_apart(client, executor):
     if isinstance(client._transport.httpx_client._transport, RocketMQTransport):
         with pytest.raises(A2AClientTimeoutError) as caught:
             await reply_with(client, f"wait {gates[1]}", call_context(idle=60, total=0.5))
-        assert caught.value.__cause__.__cause__.which == "total"
+        assert root_cause(caught.value).which == "total"
     # Neither cancelled the agent.
     for gate in gates:
         executor.gates.setdefault(gate, asyncio.Event()).set()

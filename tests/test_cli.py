@@ -200,7 +200,7 @@ def test_the_help_names_the_commands_and_loads_nothing_heavy():
 
 
 def test_the_installed_command_is_this_one():
-    from importlib.metadata import entry_points  # noqa: PLC0415
+    from importlib.metadata import entry_points
 
     (command,) = entry_points(group="console_scripts", name="agentscope-rocketmq")
     assert command.load() is main

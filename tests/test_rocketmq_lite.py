@@ -123,6 +123,7 @@ async def test_the_next_batch_comes_only_after_the_ack(connection, producer, lit
         await consumer.ack(batch.messages)
         async with asyncio.timeout(LIMIT):
             second = await waiting
+        assert isinstance(second, LiteBatch)
         assert [message.body() for message in second.messages] == [b"second"]
 
 

@@ -21,7 +21,7 @@ from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from tests.agents import Gate, make_blocked_agent, make_echo_agent, make_streaming_agent, scripted, user_texts
 from tests.services import calling, card_for, reply, request, server_for
-from tests.waiting import LIMIT, take, until
+from tests.waiting import LIMIT, root_cause, take, until
 
 COMPLETED, WORKING = TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_WORKING
 
@@ -155,7 +155,7 @@ async def test_a_session_opened_elsewhere_ends_here_with_the_reason(config, topi
         with pytest.raises(A2AClientError, match="opened by another process") as caught:
             # The LiteTopic is taken by the first call.
             await asyncio.gather(asyncio.wait_for(call, LIMIT), new.get_task(GetTaskRequest(id="unknown")))
-        assert isinstance(caught.value.__cause__.__cause__, SessionTakenOver)
+        assert isinstance(root_cause(caught.value), SessionTakenOver)
         gate.open.set()
 
 
@@ -281,7 +281,7 @@ async def test_five_megabytes_are_refused_before_they_are_sent(config, topic, ro
         client = await rocketmq.client(card_for(config, topic))
         with pytest.raises(A2AClientError, match="limit") as caught:
             await reply(client, os.urandom(2_600_000).hex())
-        assert isinstance(caught.value.__cause__.__cause__, MessageTooLarge)
+        assert isinstance(root_cause(caught.value), MessageTooLarge)
         assert server.bridges[0].counters.taken == 0
         assert await reply(client, "short") == "echo:short"
 
@@ -305,7 +305,7 @@ async def test_a_call_to_a_topic_that_does_not_exist_says_so_at_once(config, roc
     client = await rocketmq.client(card_for(config, "NoSuchTopicAnywhere"))
     with pytest.raises(A2AClientError, match="NoSuchTopicAnywhere") as caught:
         await reply(client, "x")
-    assert isinstance(caught.value.__cause__.__cause__, TopicNotFound)
+    assert isinstance(root_cause(caught.value), TopicNotFound)
 
 
 async def test_an_agent_that_says_nothing_for_too_long_is_a_timeout_that_names_which(config, topic, rocketmq):
@@ -315,7 +315,7 @@ async def test_an_agent_that_says_nothing_for_too_long_is_a_timeout_that_names_w
         with pytest.raises(A2AClientError) as caught:
             await reply(client, "wait")
         # The SDK has words of its own for it; ours, with the request's id, are the cause.
-        assert caught.value.__cause__.__cause__.which == "idle"
+        assert root_cause(caught.value).which == "idle"
         gate.open.set()
 
 

@@ -10,7 +10,7 @@ LIMIT = 60.0  # seconds; far beyond what anything here takes, so that only a rea
 
 async def take(items, count, *, limit=LIMIT):
     """The next so many of an async iterator, which stays usable."""
-    taken = []
+    taken: list = []
     async with asyncio.timeout(limit):
         while len(taken) < count:
             taken.append(await anext(items))
@@ -28,3 +28,10 @@ def closed_port():
     """A port on which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]
+
+
+def root_cause(error):
+    """The error that began it: ours, beneath httpx's, beneath the a2a-sdk's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -134,14 +134,18 @@ class Competing:
 
     def extend(self, now_ms: int, by_ms: int, *, alive: Callable[[str], bool]) -> None:
         """Renew what is due and is to be renewed by the broker, as long as its client is there."""
+        expired: list[tuple[int, int]] = []
         while (due := self.due_ms()) is not None and due <= now_ms:
-            offset = self._due[0][1]
+            _, offset = heapq.heappop(self._due)
             lease = self._leases[offset]
-            if lease.client is None or lease.renew_until_ms <= now_ms or not alive(lease.client):
-                return
-            lease.visible_ms = now_ms + by_ms
-            heapq.heapreplace(self._due, (lease.visible_ms, offset))
-            self._changed(offset, lease)
+            if lease.client is not None and now_ms < lease.renew_until_ms and alive(lease.client):
+                lease.visible_ms = now_ms + by_ms
+                heapq.heappush(self._due, (lease.visible_ms, offset))
+                self._changed(offset, lease)
+            else:
+                expired.append((due, offset))
+        for entry in expired:
+            heapq.heappush(self._due, entry)
 
     def due_ms(self) -> int | None:
         """When the next leased message comes again; None when none is leased."""
