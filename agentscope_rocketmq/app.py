@@ -13,7 +13,7 @@ from a2a.server.tasks import (
     InMemoryPushNotificationConfigStore,
     InMemoryTaskStore,
 )
-from a2a.types import TaskState
+from a2a.types import ListTasksResponse, Task, TaskState
 from a2a.utils.errors import UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from a2a.server.agent_execution import AgentExecutor
     from a2a.server.context import ServerCallContext
     from a2a.server.tasks import TaskStore
-    from a2a.types import AgentCard, Message, SendMessageRequest, Task
+    from a2a.types import AgentCard, ListTasksRequest, Message, SendMessageRequest
 
 __all__ = ["A2AApp", "BoundedTaskStore"]
 
@@ -49,7 +49,9 @@ class BoundedTaskStore(InMemoryTaskStore):
     """
 
     def __init__(self, *, most: int) -> None:
-        super().__init__()
+        # The SDK saves the whole task with every event of a stream: a copy each time costs a long answer the square of
+        # its length. What is read is copied instead, so that no reader sees a task change under its hands.
+        super().__init__(use_copying=False)
         self._most = most
         self._ended: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
 
@@ -62,6 +64,19 @@ class BoundedTaskStore(InMemoryTaskStore):
         while len(self._ended) > self._most:
             (_, task_id), owner = self._ended.popitem(last=False)
             await super().delete(task_id, owner)
+
+
+    async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
+        """Read a task; see `TaskStore.get`."""
+        task = await super().get(task_id, context)
+        return None if task is None else _copy(task)
+
+    async def list(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
+        """Read many; see `TaskStore.list`."""
+        listed = await super().list(params, context)
+        copied = ListTasksResponse()
+        copied.CopyFrom(listed)
+        return copied
 
 
 class _RequestHandler(DefaultRequestHandler):
@@ -100,6 +115,12 @@ class _RequestHandler(DefaultRequestHandler):
         if not message.context_id:
             # The SDK would make up a new context and, after a restart, fail the task for the difference.
             message.context_id = task.context_id
+
+
+def _copy(task: Task) -> Task:
+    copied = Task()
+    copied.CopyFrom(task)
+    return copied
 
 
 class A2AApp:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def apache(tmp_path_factory, certificate):
         authentication=CREDENTIALS,
         tls=certificate,
         proxy_options={"maxMessageSize": 1024 * 1024},
+        java_options=["-Dchosen.by=the-test"],
     ) as launched:
         yield launched
 
@@ -159,6 +161,12 @@ async def test_the_given_certificate_is_served(apache, certificate):
     assert await receive(config, 1) == [b"encrypted"]
     with pytest.raises(BrokerUnreachable):
         await send(config.model_copy(update={"tls_ca": None}), b"x", timeout=1.0)
+
+
+def test_java_options_reach_all_three(apache):
+    pids = ",".join(map(str, apache.pids.values()))
+    command_lines = subprocess.run(["ps", "-o", "args=", "-p", pids], capture_output=True, text=True, check=True).stdout
+    assert command_lines.count("-Dchosen.by=the-test") == 3
 
 
 async def test_options_reach_the_proxy(apache):

@@ -432,6 +432,7 @@ async def test_a_real_model_class_drives_the_same_tools(monkeypatch, key, url):
             monkeypatch.setenv(name, value)
         agent = supervisor(weather, Remote("plan"))
         answer = await ask(agent, "杭州明天天气怎么样")
+        assert isinstance(agent.model, OpenAIChatModel | DashScopeChatModel)
         await agent.model.client.close()
     assert weather.asked == ["杭州明天?"]
     assert f"got {MARKER} sunny" in answer

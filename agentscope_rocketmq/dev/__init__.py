@@ -2,6 +2,7 @@
 
 ::
 
+    embedded   RocketMQ's protocol in this process, without Java
     apache     a real Apache RocketMQ: name server, broker and proxy as processes of this machine
     maven      gets its jars into a cache folder
     process    child processes that never outlive their parent
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+    from agentscope_rocketmq.dev.embedded import DevBroker
 
-__all__ = ["ApacheRocketMQ"]
+__all__ = ["ApacheRocketMQ", "DevBroker"]
 
 
 def __getattr__(name: str) -> object:
     # Lazily: the command line's help must not load gRPC.
     if name == "ApacheRocketMQ":
         return importlib.import_module("agentscope_rocketmq.dev.apache").ApacheRocketMQ
+    if name == "DevBroker":
+        return importlib.import_module("agentscope_rocketmq.dev.embedded").DevBroker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

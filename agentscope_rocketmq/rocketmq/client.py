@@ -11,29 +11,34 @@ import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError
 from agentscope_rocketmq.rocketmq.connection import new_client_id
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from agentscope_rocketmq.rocketmq.status import check, from_rpc_error
+from agentscope_rocketmq.rocketmq.status import check, from_rpc_error, from_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from agentscope_rocketmq.rocketmq.connection import Connection, Endpoint
 
-__all__ = ["Client", "backoff"]
+__all__ = ["CALL_TIMEOUT", "CLOSE_TIMEOUT", "Client", "backoff", "retried"]
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 # The proxy drops a client that has not sent a heartbeat for a while, so beat well within that.
 HEARTBEAT_INTERVAL = 5.0
-HEARTBEAT_TIMEOUT = 5.0
-# A connection whose far end is gone without a word (pulled cable, paused proxy) is given up after this many.
+HEARTBEAT_TIMEOUT = 4.0
+# A connection whose far end is gone without a word (pulled cable, paused proxy) is given up after this many in a row,
+# so within 13 s.
 HEARTBEATS_MISSED = 2
+# A proxy that takes a connection but does not answer with settings is given up after this.
+SETTINGS_TIMEOUT = 5.0
 CALL_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 3.0
 
@@ -42,6 +47,32 @@ def backoff(attempt: int, *, first: float = 0.05, most: float = 1.0) -> float:
     """Seconds to wait before try `attempt` (from 1): doubling from `first` up to `most`, half of it random."""
     delay = min(most, first * 2 ** min(attempt - 1, 10))
     return float(delay * (0.5 + random.random() / 2))  # noqa: S311  (spreads load, guards nothing)
+
+
+async def retried(call: Callable[[float], Awaitable[_T]], *, timeout: float) -> _T:  # noqa: ASYNC109
+    """Call until it succeeds, fails for good, or time is over.
+
+    Args:
+        call: Told how many seconds are left.
+        timeout: Seconds to keep trying after failures that are transient.
+
+    Raises:
+        BrokerError: The last failure.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return await call(deadline - loop.time())
+        except BrokerError as error:
+            delay = backoff(attempt)
+            if not error.transient or loop.time() + delay >= deadline:
+                raise
+            level = logging.WARNING if isinstance(error, BrokerUnreachable) and attempt == 1 else logging.DEBUG
+            logger.log(level, "%s (try %d, trying again)", error, attempt)
+        await asyncio.sleep(delay)
 
 
 class Client:
@@ -72,6 +103,7 @@ class Client:
         self._on_established = on_established
         self._endpoint: Endpoint | None = None
         self._stream: Any = None
+        self._drop_reason: BrokerError | None = None
         self._established = asyncio.Event()
         self._failure: BrokerError | None = None
         self._failed = asyncio.Event()
@@ -204,39 +236,53 @@ class Client:
             raise self._failure
 
     async def _telemetry_loop(self) -> None:
+        doing = f"Announcing a RocketMQ client of group {self._group!r}" if self._group else "Announcing a producer"
         attempt = 0
+        failed: Endpoint | None = None
         while True:
-            endpoint = self.connection.endpoint(failed=self._endpoint if attempt > 1 else None)
-            doing = f"Announcing a RocketMQ client of group {self._group!r}" if self._group else "Announcing a producer"
+            endpoint = self._endpoint = self.connection.endpoint(failed=failed)
+            failed = None
             try:
                 await self._telemetry(endpoint, doing)
-            except grpc.RpcError as error:
-                self._failure = from_rpc_error(error, doing, endpoint.address)
             except BrokerError as error:
                 self._failure = error
+                failed = endpoint if isinstance(error, BrokerUnreachable) else None
+                if not error.transient:
+                    self._failed.set()
             if self._established.is_set():
                 logger.info("Telemetry stream to %s ended; opening it anew", endpoint.address)
                 attempt = 0
             self._established.clear()
-            if self._failure is not None and not self._failure.transient:
-                self._failed.set()
             attempt += 1
             await asyncio.sleep(backoff(attempt))
 
     async def _telemetry(self, endpoint: Endpoint, doing: str) -> None:
         """One telemetry stream, from its opening to its end."""
-        self._endpoint = endpoint
         stream = endpoint.stub.Telemetry(metadata=self.connection.metadata(self.client_id))
         self._stream = stream
         try:
-            await stream.write(service.TelemetryCommand(settings=self._settings))
-            while True:
-                # Server and proxy may be silent for hours; heartbeats watch over the connection.
-                command = await stream.read()
-                if command is grpc.aio.EOF:
-                    await _raise_status(stream)
-                    return
-                self._handle(command, doing)
+            async with asyncio.timeout(SETTINGS_TIMEOUT) as opening:
+                await stream.write(service.TelemetryCommand(settings=self._settings))
+                while (command := await stream.read()) is not grpc.aio.EOF:
+                    self._handle(command, doing)
+                    if self._established.is_set():
+                        # From now on the server may be silent for hours; heartbeats watch over the connection.
+                        opening.reschedule(None)
+            await _raise_status(stream)
+        except TimeoutError:
+            raise BrokerUnreachable(
+                f"{doing} failed: {endpoint.address} takes connections and does not answer. Check that this is the "
+                "gRPC port of a RocketMQ proxy, and that the proxy is not stuck.",
+                transient=True,
+            ) from None
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, doing, endpoint.address) from error
+        except asyncio.CancelledError:
+            # gRPC raises it also where not this task, but only its stream was cancelled.
+            reason, self._drop_reason = self._drop_reason, None
+            if reason is None or _cancelled():
+                raise
+            raise reason from None
         finally:
             self._stream = None
             stream.cancel()
@@ -263,23 +309,32 @@ class Client:
             await self._established.wait()
             try:
                 answer = await self.call("Heartbeat", request, doing=doing, timeout=HEARTBEAT_TIMEOUT)
-                if answer.status.code == definition.Code.UNRECOGNIZED_CLIENT_TYPE:
-                    # The proxy has lost the settings although the stream looks alive.
-                    self._drop_stream()
-                else:
-                    check(answer.status, doing)
-                missed = 0
             except BrokerError as error:
                 missed += 1
                 logger.warning("%s", error)
-                if missed >= HEARTBEATS_MISSED:
-                    missed = 0
-                    self._drop_stream()
+                if missed < HEARTBEATS_MISSED:
+                    continue
+                self._drop_stream(error)
+            else:
+                # The proxy is there, whatever it says of its brokers.
+                if answer.status.code == definition.Code.UNRECOGNIZED_CLIENT_TYPE:
+                    # It has lost the settings although the stream looks alive.
+                    self._drop_stream(from_status(answer.status, doing))
+                elif answer.status.code != definition.Code.OK:
+                    logger.debug("%s", from_status(answer.status, doing, known=True))
+            missed = 0
             await asyncio.sleep(HEARTBEAT_INTERVAL)
 
-    def _drop_stream(self) -> None:
+    def _drop_stream(self, reason: BrokerError) -> None:
+        """End the telemetry stream, so that it is opened anew: elsewhere when the reason is `BrokerUnreachable`."""
         if self._stream is not None:
+            self._drop_reason = reason
             self._stream.cancel()
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _raise_status(stream: Any) -> None:

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.errors import BrokerError
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, Client, backoff
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, Client, retried
 from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.polling import Poller
 from agentscope_rocketmq.rocketmq.protocol import definition, service
@@ -83,7 +83,12 @@ class GroupConsumer:
         self._arrived: asyncio.Queue[LeasedMessage | None] = asyncio.Queue()
         self._late: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._client = Client(connection, _settings(connection, topic, group), group=group)
+        self._client = Client(
+            connection,
+            _settings(connection, topic, group),
+            group=group,
+            on_established=self._on_established,
+        )
         self._poller = Poller(
             self._client,
             topic=topic,
@@ -128,27 +133,22 @@ class GroupConsumer:
         return await self._settle(leased, timeout=CALL_TIMEOUT, ack=False, after=after)
 
     async def _settle(self, leased: LeasedMessage, *, timeout: float, ack: bool, after: float = 0) -> bool:  # noqa: ASYNC109
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
         message = leased.message
-        attempt = 0
+
+        async def settle(_seconds: float) -> None:
+            if ack:
+                await self._ack_once(message)
+            else:
+                await self._change_invisible(message, after)
+
         try:
             async with leased._handle_lock:  # noqa: SLF001  (one room: the lease is this class's own)
-                while True:
-                    attempt += 1
-                    try:
-                        if ack:
-                            await self._ack_once(message)
-                        else:
-                            await self._change_invisible(message, after)
-                    except BrokerError as error:
-                        delay = backoff(attempt)
-                        if not error.transient or leased.lost.is_set() or loop.time() + delay > deadline:
-                            logger.warning("%s It will be delivered again.", error)
-                            return False
-                        await asyncio.sleep(delay)
-                    else:
-                        return True
+                await retried(settle, timeout=timeout)
+        except BrokerError as error:
+            logger.warning("%s It will be delivered again.", error)
+            return False
+        else:
+            return True
         finally:
             self._forget(leased)
 
@@ -184,6 +184,9 @@ class GroupConsumer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def _on_established(self) -> None:
+        self._poller.renew()
 
     def _reserve(self, sharing: int) -> int:
         count = 0 if self._stopping else -(-self._free // sharing)

@@ -8,18 +8,19 @@ exclusive group a subscription with an offset option takes the LiteTopic over, u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentscope_rocketmq.errors import BrokerError, IllegalRequest, QuotaExceeded
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, Client, backoff
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried
 from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
 from agentscope_rocketmq.rocketmq.polling import BATCH_SIZE, Poller
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from agentscope_rocketmq.rocketmq.status import check
+from agentscope_rocketmq.rocketmq.status import check, from_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
@@ -101,7 +102,7 @@ class _Subscription:
     """What is known of one subscribed LiteTopic."""
 
     newest: ReceivedMessage | None = None
-    # Delivered and not acked yet, by offset: a redelivery brings a new receipt handle for the same message.
+    # Delivered and not given to `ack` yet, by offset: a redelivery brings a new receipt handle for the same message.
     unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
 
 
@@ -129,13 +130,14 @@ class LiteConsumer:
         # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._accepted = False
         self._closing = False
         self._client = Client(
             connection,
             _settings(connection, topic, group),
             group=group,
             on_command=self._on_command,
-            on_established=self._refresh_now.set,
+            on_established=self._on_established,
         )
         self._poller = Poller(
             self._client,
@@ -168,6 +170,7 @@ class LiteConsumer:
         try:
             # An empty set asks the broker whether this group may read this topic at all.
             await self._sync("COMPLETE_ADD", ())
+            self._accepted = True
             self._refresh_now.clear()
             await self._poller.start(timeout=self._connect_timeout)
         except BaseException:
@@ -177,7 +180,13 @@ class LiteConsumer:
             asyncio.create_task(self._refresh_loop(), name=f"rocketmq[{self._client.client_id}].subscriptions")
         ]
 
-    async def subscribe(self, lite_topics: Collection[str], *, at: Position | None = None) -> None:
+    async def subscribe(
+        self,
+        lite_topics: Collection[str],
+        *,
+        at: Position | None = None,
+        timeout: float = 30.0,  # noqa: ASYNC109
+    ) -> None:
         """Read these LiteTopics from now on, in one call for up to 200 of them.
 
         In an exclusive group they are taken from whoever reads them; that consumer gets a `LiteLost`.
@@ -186,6 +195,7 @@ class LiteConsumer:
             lite_topics: Their names. Those subscribed already are read anew from `at`.
             at: Where to begin. None goes on at the group's committed offset, after a batch that another consumer
                 left un-acked only when its invisible time (60 s) is over: give a position to take over at once.
+            timeout: Seconds to keep trying while the broker does not answer.
 
         Raises:
             IllegalRequest: A name that is not 1-64 letters, digits, '_' or '-'.
@@ -205,26 +215,41 @@ class LiteConsumer:
         # A seek on one's own subscription would make the broker tell this very client that it lost the LiteTopic, and
         # drop it from the client's set (LiteSubscriptionRegistryImpl#excludeClientByLmqName): leave it first.
         async with self._changing:
-            await self._leave([name for name in lite_topics if name in self._subscriptions])
+            leaving = [name for name in lite_topics if name in self._subscriptions]
+            await retried(lambda _: self._leave(leaving), timeout=timeout)
             for names in _chunks(lite_topics, NAMES_A_CALL):
                 # Known before the call: the first message may come before the call returns.
                 for name in names:
                     self._subscriptions[name] = _Subscription()
                 try:
-                    await self._sync("PARTIAL_ADD", names, at)
+                    await self._join(names, at, timeout)
                 except BaseException:
                     for name in names:
                         self._subscriptions.pop(name, None)
                     raise
 
+    async def _join(self, names: Collection[str], at: Position | None, timeout: float) -> None:  # noqa: ASYNC109
+        tried = False
+
+        async def join_once(_seconds: float) -> None:
+            nonlocal tried
+            if tried:
+                # The last try may have subscribed them although its answer did not come.
+                await self._sync("PARTIAL_REMOVE", names)
+            tried = True
+            await self._sync("PARTIAL_ADD", names, at)
+
+        await retried(join_once, timeout=timeout)
+
     async def unsubscribe(self, lite_topics: Collection[str]) -> None:
         """Read these no longer. What is un-acked goes to the group's next reader. Unknown names are ignored."""
         async with self._changing:
-            await self._leave(lite_topics)
+            await self._leave([name for name in lite_topics if name in self._subscriptions])
 
     async def _leave(self, lite_topics: Collection[str]) -> None:
-        known = [name for name in lite_topics if self._subscriptions.pop(name, None) is not None]
-        for names in _chunks(known, NAMES_A_CALL):
+        for name in lite_topics:
+            self._subscriptions.pop(name, None)
+        for names in _chunks(lite_topics, NAMES_A_CALL):
             await self._sync("PARTIAL_REMOVE", names)
 
     async def seek(self, lite_topic: str, at: Position) -> None:
@@ -247,21 +272,25 @@ class LiteConsumer:
             messages: Any number, of any of this consumer's LiteTopics.
             timeout: Seconds to keep trying while the broker does not answer; then the messages are handed out again.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        for chunk in _chunks(list(messages), NAMES_A_CALL):
-            attempt = 0
-            while True:
-                attempt += 1
-                try:
-                    await self._ack_once(chunk)
-                    break
-                except BrokerError as error:
-                    delay = backoff(attempt)
-                    if not error.transient or loop.time() + delay > deadline:
-                        logger.warning("%s They will be delivered again.", error)
-                        break
-                    await asyncio.sleep(delay)
+        taken = list(messages)
+        for message in taken:
+            # When the ack does not get through, the message comes again and is acked then.
+            subscription = self._subscriptions.get(message.lite_topic or "")
+            if subscription is not None and subscription.unacked.get(message.offset) is message:
+                del subscription.unacked[message.offset]
+        for chunk in _chunks(taken, NAMES_A_CALL):
+            try:
+                await self._ack_all(chunk, timeout)
+            except BrokerError as error:
+                logger.warning("%s They will be delivered again.", error)
+
+    async def _ack_all(self, messages: list[ReceivedMessage], timeout: float) -> None:  # noqa: ASYNC109
+        async def ack_once(_seconds: float) -> None:
+            failure = await self._ack_once(messages)
+            if failure is not None:
+                raise failure
+
+        await retried(ack_once, timeout=timeout)
 
     async def aclose(self) -> None:
         """Drop all subscriptions and leave. Repeated calls are safe."""
@@ -274,7 +303,7 @@ class LiteConsumer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._subscriptions.clear()
         try:
-            await self._sync("COMPLETE_REMOVE", ())
+            await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
         except BrokerError as error:
             logger.debug("%s", error)
         # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
@@ -304,13 +333,17 @@ class LiteConsumer:
                 self._unread.put_nowait(LiteBatch(name, tuple(fresh)))
             acked = [message for message in batch if message.offset not in subscription.unacked]
             if acked:
-                # Its ack got lost on the way; the LiteTopic stays blocked until it is repeated.
+                # Their ack got lost on the way; the LiteTopic stays blocked until it is repeated.
                 self._background(self.ack(acked))
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work, name=f"rocketmq[{self._client.client_id}].ack")
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
+
+    def _on_established(self) -> None:
+        self._refresh_now.set()
+        self._poller.renew()
 
     def _on_command(self, command: Any) -> None:
         if not command.HasField("notify_unsubscribe_lite_command"):
@@ -322,22 +355,30 @@ class LiteConsumer:
             self._unread.put_nowait(LiteLost(name))
 
     async def _refresh_loop(self) -> None:
+        failures = 0
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_INTERVAL):
                     await self._refresh_now.wait()
-            except TimeoutError:
-                pass
             self._refresh_now.clear()
             try:
                 async with self._changing:
                     await self._sync("COMPLETE_ADD", list(self._subscriptions))
+                failures = 0
             except BrokerError as error:
-                logger.warning("%s", error)
+                failures += 1
+                logger.log(logging.WARNING if failures == 1 else logging.DEBUG, "%s", error)
                 await asyncio.sleep(1.0)
                 self._refresh_now.set()
 
-    async def _sync(self, action: str, names: Collection[str], at: Position | None = None) -> None:
+    async def _sync(
+        self,
+        action: str,
+        names: Collection[str],
+        at: Position | None = None,
+        *,
+        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
+    ) -> None:
         request = service.SyncLiteSubscriptionRequest(
             action=definition.LiteSubscriptionAction.Value(action),
             topic=self._connection.resource(self.topic),
@@ -347,10 +388,11 @@ class LiteConsumer:
         if at is not None:
             setattr(request.offset_option, at.option, at.value)
         doing = f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r}"
-        answer = await self._client.call("SyncLiteSubscription", request, doing=doing)
-        check(answer.status, doing)
+        answer = await self._client.call("SyncLiteSubscription", request, doing=doing, timeout=timeout)
+        check(answer.status, doing, known=self._accepted)
 
-    async def _ack_once(self, messages: Collection[ReceivedMessage]) -> None:
+    async def _ack_once(self, messages: list[ReceivedMessage]) -> BrokerError | None:
+        """Ack these; those that may succeed later stay in the list, with the failure of one of them as answer."""
         request = service.AckMessageRequest(
             group=self._connection.resource(self.group), topic=self._connection.resource(self.topic)
         )
@@ -360,15 +402,17 @@ class LiteConsumer:
             )
         doing = f"Acking {len(messages)} messages of {self.topic!r}"
         answer = await self._client.call("AckMessage", request, doing=doing)
-        if answer.status.code not in (definition.Code.OK, definition.Code.MULTIPLE_RESULTS) and not answer.entries:
-            check(answer.status, doing)
-        for message, entry in zip(messages, answer.entries, strict=False):
+        if not answer.entries:
+            check(answer.status, doing, known=True)
+        failures: dict[str, BrokerError] = {}
+        for entry in answer.entries:
             if entry.status.code != definition.Code.OK:
-                logger.debug("Ack of %s was refused: %s", message.message_id, entry.status.message)
-        for message in messages:
-            subscription = self._subscriptions.get(message.lite_topic or "")
-            if subscription is not None and subscription.unacked.get(message.offset) is message:
-                del subscription.unacked[message.offset]
+                failure = from_status(entry.status, doing, known=True)
+                logger.debug("Message %s: %s", entry.message_id, failure)
+                if failure.transient:
+                    failures[entry.message_id] = failure
+        messages[:] = [message for message in messages if message.message_id in failures]
+        return next(iter(failures.values()), None)
 
 
 def _take(subscription: _Subscription, message: ReceivedMessage) -> bool:

@@ -73,6 +73,7 @@ class Poller:
         self._on_recovered = on_recovered
         self._brokers: list[str] = []
         self._polls: dict[str, set[asyncio.Task[None]]] = {}
+        self._overdue: set[asyncio.Task[None]] = set()
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._stopping = False
@@ -96,6 +97,16 @@ class Poller:
         """Something is free again: poll now rather than at the next second."""
         self._wake.set()
 
+    def renew(self) -> None:
+        """Poll anew: the client is at another proxy or connection, and polls on the old one may never be answered.
+
+        They go on, and deliver what they still bring, but take no place.
+        """
+        for polls in self._polls.values():
+            self._overdue |= polls
+            polls.clear()
+        self.wake()
+
     def stop(self) -> None:
         """Start no more polls; those in flight go on."""
         self._stopping = True
@@ -111,7 +122,7 @@ class Poller:
                 that it could be given.
         """
         self.stop()
-        polls = [poll for tasks in self._polls.values() for poll in tasks]
+        polls = [*self._overdue, *(poll for tasks in self._polls.values() for poll in tasks)]
         if not wait:
             for poll in polls:
                 poll.cancel()
@@ -147,6 +158,7 @@ class Poller:
 
     def _ended(self, broker: str, poll: asyncio.Task[None]) -> None:
         self._polls[broker].discard(poll)
+        self._overdue.discard(poll)
         if not poll.cancelled() and poll.exception() is not None:
             logger.error("A poll of topic %r ended unexpectedly", self._topic, exc_info=poll.exception())
 

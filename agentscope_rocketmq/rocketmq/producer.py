@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, MessageTooLarge
-from agentscope_rocketmq.rocketmq.client import Client, backoff
+from agentscope_rocketmq.errors import MessageTooLarge
+from agentscope_rocketmq.rocketmq.client import Client, retried
 from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.message import encode
 from agentscope_rocketmq.rocketmq.protocol import definition, service
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.message import Message
 
 __all__ = ["Producer", "SendReceipt"]
-
-logger = logging.getLogger(__name__)
 
 # One try of one send. A broker that is up answers in milliseconds; the caller's deadline is what counts.
 TRY_TIMEOUT = 5.0
@@ -113,30 +110,18 @@ class Producer:
                 code=int(definition.Code.MESSAGE_BODY_TOO_LARGE),
             )
         request = service.SendMessageRequest(messages=[encoded])
-        deadline = asyncio.get_running_loop().time() + timeout
-        receipt = await self._send_until(deadline, request, doing, known=message.topic in self._sent_to)
-        self._sent_to.add(message.topic)
-        return receipt
 
-    async def _send_until(self, deadline: float, request: object, doing: str, *, known: bool) -> SendReceipt:
-        loop = asyncio.get_running_loop()
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                answer = await self._client.call(
-                    "SendMessage", request, doing=doing, timeout=max(0.05, min(TRY_TIMEOUT, deadline - loop.time()))
-                )
-                check(answer.entries[0].status if answer.entries else answer.status, doing, known=known)
-                check(answer.status, doing, known=known)
-                return SendReceipt(answer.entries[0].message_id, answer.entries[0].offset)
-            except BrokerError as error:
-                delay = backoff(attempt)
-                if not error.transient or loop.time() + delay >= deadline:
-                    raise
-                level = logging.WARNING if isinstance(error, BrokerUnreachable) and attempt == 1 else logging.DEBUG
-                logger.log(level, "%s (try %d, trying again)", error, attempt)
-                await asyncio.sleep(delay)
+        async def send_once(seconds: float) -> SendReceipt:
+            answer = await self._client.call(
+                "SendMessage", request, doing=doing, timeout=max(0.05, min(TRY_TIMEOUT, seconds))
+            )
+            known = message.topic in self._sent_to
+            check(answer.entries[0].status if answer.entries else answer.status, doing, known=known)
+            check(answer.status, doing, known=known)
+            self._sent_to.add(message.topic)
+            return SendReceipt(answer.entries[0].message_id, answer.entries[0].offset)
+
+        return await retried(send_once, timeout=timeout)
 
     async def aclose(self) -> None:
         """Leave. Repeated calls are safe."""

@@ -15,7 +15,13 @@ import threading
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MessagingServiceServicer", "MessagingServiceStub", "definition", "service"]
+__all__ = [
+    "MessagingServiceServicer",
+    "MessagingServiceStub",
+    "add_servicer",
+    "definition",
+    "service",
+]
 
 _PACKAGE = "rocketmq"
 _lock = threading.Lock()
@@ -45,3 +51,4 @@ service: Any = _load("rocketmq.grpc_protocol.service_pb2")
 _grpc: Any = _load("rocketmq.grpc_protocol.service_pb2_grpc")
 MessagingServiceStub: Any = _grpc.MessagingServiceStub
 MessagingServiceServicer: Any = _grpc.MessagingServiceServicer
+add_servicer: Any = _grpc.add_MessagingServiceServicer_to_server

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from examples.travel_assistant.cards import TRAVEL_CARD, WEATHER_CARD
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds until the workers must answer."""
 STOP_TIMEOUT = 15.0
 """Seconds that a process may take to end when it is told to."""
@@ -104,15 +105,17 @@ def _workers() -> Iterator[None]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         os.environ |= {"WEATHER_PORT": str(ports.choose()), "TRAVEL_PORT": str(ports.choose())}
         _say("Starting WeatherAgent and TravelAgent …")
-        urls = {}
-        for name, port in (("weather_agent", "WEATHER_PORT"), ("travel_agent", "TRAVEL_PORT")):
-            command = [sys.executable, "-m", f"examples.travel_assistant.{name}"]
-            worker = Process(name, command, folder=logs / name, starter=starter)
-            running.callback(worker.stop, timeout=STOP_TIMEOUT)
+        commands = {
+            name: [sys.executable, "-m", f"examples.travel_assistant.{name}"]
+            for name in ("weather_agent", "travel_agent")
+        }
+        workers = [Process(name, command, folder=logs / name, starter=starter) for name, command in commands.items()]
+        running.callback(_stop, workers)
+        for worker in workers:
             worker.start()
-            urls[worker] = f"http://127.0.0.1:{os.environ[port]}/.well-known/agent-card.json"
         deadline = time.monotonic() + START_TIMEOUT
-        for worker, url in urls.items():
+        for worker, port in zip(workers, ("WEATHER_PORT", "TRAVEL_PORT"), strict=True):
+            url = f"http://127.0.0.1:{os.environ[port]}/.well-known/agent-card.json"
             _wait_until_answering(worker, url, deadline)
         yield
 
@@ -128,6 +131,13 @@ def _wait_until_answering(worker: Process, url: str, deadline: float) -> None:
             happened = "does not answer" if worker.running else "ended"
             raise ConfigurationError(f"{worker.name} {happened}. Its last words:\n{worker.output_tail()}")
         time.sleep(0.1)
+
+
+def _stop(workers: Sequence[Process]) -> None:
+    """Stop all at once: each first ends what it is working on."""
+    with ThreadPoolExecutor() as pool:
+        for worker in workers:
+            pool.submit(worker.stop, timeout=STOP_TIMEOUT)
 
 
 def _run_supervisor(arguments: Sequence[str]) -> int:

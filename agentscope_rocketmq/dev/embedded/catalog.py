@@ -109,6 +109,7 @@ class Catalog:
         self.queues: dict[int, Queue] = {}
         self.lite_topics = 0
         self._last_queue = 0
+        self._last_group = 0
 
     async def load(self) -> None:
         """Read what the store has."""
@@ -119,11 +120,14 @@ class Catalog:
         ):
             in_order = None if ordered is None else bool(ordered)
             self.groups[name] = Group(number, name, kind, bound_to, bool(exclusive), in_order, quota, attempts)
+            self._last_group = max(self._last_group, number)
         newest = "(SELECT {} FROM message WHERE id >= q.id << 32 AND id < (q.id + 1) << 32 ORDER BY id DESC LIMIT 1)"
         for number, topic, index, lite_topic, first, oldest_ms, last, newest_ms in await self._store.rows(
             f"SELECT q.*, {newest.format('id')}, {newest.format('store_ms')} FROM queue q ORDER BY topic, number"  # noqa: S608
         ):
-            queue = Queue(number, topic, index, lite_topic, first, oldest_ms=oldest_ms, newest_ms=newest_ms or oldest_ms)
+            queue = Queue(
+                number, topic, index, lite_topic, first, oldest_ms=oldest_ms, newest_ms=newest_ms or oldest_ms
+            )
             queue.end = queue.reserved = first if last is None else last - queue.key(0) + 1
             self._add(queue)
 
@@ -189,7 +193,9 @@ class Catalog:
             Refused: LITE_TOPIC_QUOTA_EXCEEDED.
         """
         if lite_topic is not None and self.lite_topics >= self._settings.max_lite_topics:
-            raise Refused(Code.LITE_TOPIC_QUOTA_EXCEEDED, f"lite topic quota exceeded: {self._settings.max_lite_topics}")
+            raise Refused(
+                Code.LITE_TOPIC_QUOTA_EXCEEDED, f"lite topic quota exceeded: {self._settings.max_lite_topics}"
+            )
         queue = Queue(self._last_queue + 1, topic.name, number, lite_topic)
         self._add(queue)
         self._store.put("queue", (queue.id,), queue.row())
@@ -298,9 +304,9 @@ class Catalog:
         return group
 
     def _new_group(self, name: str) -> Group:
-        number = max((group.id for group in self.groups.values()), default=0) + 1
         settings = self._settings
-        group = Group(number, name, "", None, True, None, settings.lite_quota, settings.max_attempts)
+        self._last_group += 1
+        group = Group(self._last_group, name, "", None, True, None, settings.lite_quota, settings.max_attempts)
         self.groups[name] = group
         return group
 
@@ -322,7 +328,8 @@ def check_topic_name(name: str) -> None:
         raise Refused(Code.ILLEGAL_TOPIC, "The specified topic is blank")
     if not _NAME.fullmatch(name):
         raise Refused(
-            Code.ILLEGAL_TOPIC, f"The specified topic[{name[:200]}] contains illegal characters, allowing only {_ALLOWED}"
+            Code.ILLEGAL_TOPIC,
+            f"The specified topic[{name[:200]}] contains illegal characters, allowing only {_ALLOWED}",
         )
     if len(name) > longest:
         raise Refused(Code.ILLEGAL_TOPIC, f"The specified topic is longer than topic max length {longest}.")

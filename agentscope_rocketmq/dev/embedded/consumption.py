@@ -64,13 +64,14 @@ class Competing:
         queue: The queue.
         next_offset: First offset never delivered.
         leases: Those that are out, by offset.
-        changed: Called with an offset, and its lease or None, whenever a lease changes; and with -1 when `next` does.
+        moved: Called with `next` when it has changed.
+        changed: Called with an offset, and its lease or None, whenever a lease changes.
 
     Attributes:
         next: First offset never delivered.
     """
 
-    __slots__ = ("_changed", "_due", "_leases", "next", "queue")
+    __slots__ = ("_changed", "_due", "_leases", "_moved", "next", "queue")
 
     def __init__(
         self,
@@ -78,11 +79,13 @@ class Competing:
         *,
         next_offset: int,
         leases: dict[int, Lease],
+        moved: Callable[[int], None],
         changed: Callable[[int, Lease | None], None],
     ) -> None:
         self.queue = queue
         self.next = next_offset
         self._leases = leases
+        self._moved = moved
         self._changed = changed
         self._due = [(lease.visible_ms, offset) for offset, lease in leases.items()]
         heapq.heapify(self._due)
@@ -109,8 +112,7 @@ class Competing:
         for offset in range(start, min(self.queue.end, start + count - len(taken))):
             self.next = offset + 1
             taken.append(self._deliver(offset, 1, serial, lease))
-        if taken:
-            self._changed(-1, None)
+        self._moved(self.next)
         return taken
 
     def lease(self, offset: int) -> Lease | None:
@@ -185,18 +187,18 @@ class InOrder:
     Args:
         queue: The queue.
         committed: First offset not acked.
-        changed: Called when `committed` has changed.
+        moved: Called with `committed` when it has changed.
 
     Attributes:
         committed: First offset not acked.
     """
 
-    __slots__ = ("_batch", "_changed", "committed", "queue")
+    __slots__ = ("_batch", "_moved", "committed", "queue")
 
-    def __init__(self, queue: Queue, *, committed: int, changed: Callable[[], None]) -> None:
+    def __init__(self, queue: Queue, *, committed: int, moved: Callable[[int], None]) -> None:
         self.queue = queue
         self.committed = committed
-        self._changed = changed
+        self._moved = moved
         self._batch: _Batch | None = None
 
     def has_work(self, now_ms: int) -> bool:
@@ -244,7 +246,9 @@ class InOrder:
         """Whether that delivery of that message is the one that is out."""
         batch = self._batch
         return (
-            batch is not None and batch.serial == serial and 0 <= (index := offset - batch.start) < len(batch.acked)
+            batch is not None
+            and batch.serial == serial
+            and 0 <= (index := offset - batch.start) < len(batch.acked)
             and not batch.acked[index]
         )
 
@@ -264,6 +268,14 @@ class InOrder:
         batch = self._batch
         assert batch is not None  # noqa: S101  (the caller asked `holds`)
         batch.visible_ms[offset - batch.start] = visible_ms
+        batch.client = None
+
+    def suspend(self, *, visible_ms: int) -> None:
+        """Block with all of the batch until then, and do not count its delivery as an attempt."""
+        batch = self._batch
+        assert batch is not None  # noqa: S101  (the caller asked `holds`)
+        batch.visible_ms = [visible_ms] * len(batch.visible_ms)
+        batch.attempts = [attempt - 1 for attempt in batch.attempts]
         batch.client = None
 
     def extend(self, now_ms: int, by_ms: int, *, alive: Callable[[str], bool]) -> None:
@@ -288,4 +300,4 @@ class InOrder:
     def _commit(self, offset: int) -> None:
         if offset != self.committed:
             self.committed = offset
-            self._changed()
+            self._moved(offset)

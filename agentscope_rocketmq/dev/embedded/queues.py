@@ -112,12 +112,11 @@ class Log:
         await self._store.committed()
         return await self._store.find(queue.key(queue.first), queue.key(end), at_ms) - queue.key(0)
 
-    async def purge(self, queue: Queue, first: int) -> None:
+    def purge(self, queue: Queue, first: int) -> None:
         """Delete the messages before an offset."""
         self._store.purge(queue.key(queue.first), queue.key(first))
         queue.first = first
-        data = self._store
-        data.put("queue", (queue.id,), queue.row())
+        self._store.put("queue", (queue.id,), queue.row())
 
     def _remember(self, key: int, data: bytes) -> None:
         old = self._cache.pop(key, None)

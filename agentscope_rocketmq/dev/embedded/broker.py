@@ -1,0 +1,245 @@
+"""`DevBroker`: the embedded broker from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from agentscope_rocketmq.dev.embedded.catalog import TYPES
+from agentscope_rocketmq.dev.embedded.clients import Clients
+from agentscope_rocketmq.dev.embedded.engine import Engine
+from agentscope_rocketmq.dev.embedded.handles import Handles
+from agentscope_rocketmq.dev.embedded.reading import Reader
+from agentscope_rocketmq.dev.embedded.refusal import Refused
+from agentscope_rocketmq.dev.embedded.servicer import Servicer
+from agentscope_rocketmq.dev.embedded.settings import MIB, Settings
+from agentscope_rocketmq.dev.embedded.store import Store
+from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.protocol import add_servicer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DevBroker"]
+
+logger = logging.getLogger(__name__)
+
+_TIDY_INTERVAL = 30.0
+# Calls in flight have this long to end by themselves; long polls are simply cut.
+_STOP_GRACE = 0.5
+_MOST_CALLS = 20_000
+# As a proxy: a full batch of the largest messages.
+_GRPC_BYTES = 130 * MIB
+_GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", _GRPC_BYTES),
+    ("grpc.max_send_message_length", _GRPC_BYTES),
+    # Two brokers must not share a port by accident.
+    ("grpc.so_reuseport", 0),
+    # A client whose machine is gone without a word is noticed.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class DevBroker:
+    """A RocketMQ for development, in this process: the gRPC protocol of RocketMQ 5 with LiteTopics, over SQLite.
+
+    Use it as an async context manager. It listens without encryption or authentication; keep it on 127.0.0.1.
+
+    Args:
+        port: TCP port; 0 lets the kernel choose one, which `endpoint` tells.
+        data: Folder to keep topics, messages and offsets in, made where it does not exist: a send or ack that was
+            acknowledged survives the death of this process. None forgets everything at the end.
+        host: Address to listen on.
+        strict: Topics and groups must have been made (`create_topic`, `create_group`); by default first use does.
+        fsync: With `data`, what is acknowledged is on the disk and survives the machine's death as well. False is
+            faster.
+        max_body_bytes: Largest body of a message; RocketMQ's own default is 4 MiB.
+        max_lite_topic_length: Longest name of a LiteTopic, in characters.
+        retention: Seconds after which messages are deleted, consumed or not.
+        settings: All of the above but port, data and host, and more; None builds them from the other arguments.
+
+    Raises:
+        ConfigurationError: On entering: the port is taken, or the data folder can't be used.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        data: Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        strict: bool = False,
+        fsync: bool = True,
+        max_body_bytes: int = 4 * MIB,
+        max_lite_topic_length: int = 64,
+        retention: float = 72 * 3600.0,
+        settings: Settings | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._settings = settings or Settings(
+            strict=strict,
+            fsync=fsync,
+            max_body_bytes=max_body_bytes,
+            max_lite_topic_length=max_lite_topic_length,
+            retention=retention,
+        )
+        self._store = Store(data, fsync=self._settings.fsync)
+        self._engine: Engine | None = None
+        self._server: Any = None
+        self._tidying: asyncio.Task[None] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port` for `ROCKETMQ_ENDPOINT`.
+
+        Raises:
+            ClosedError: It does not run.
+        """
+        self._running()
+        return f"{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Load what `data` has, and listen.
+
+        Raises:
+            ConfigurationError: The port is taken, or the data folder can't be used.
+        """
+        await self._store.open()
+        try:
+            await self._serve()
+        except BaseException:
+            await self._store.aclose()
+            raise
+
+    async def _serve(self) -> None:
+        clients = Clients(self._settings)
+        engine = Engine(self._store, self._settings, alive=clients.is_alive, evicted=clients.evict)
+        await engine.load()
+        reader = Reader(engine, Handles(await self._secret()))
+        servicer = Servicer(engine, reader, clients, self._settings, host=self._host)
+        server = grpc.aio.server(options=_GRPC_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
+        add_servicer(servicer, server)
+        try:
+            port = server.add_insecure_port(f"{self._host}:{self._port}")
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"The embedded broker can't listen on {self._host}:{self._port}: stop what listens there, or choose "
+                "another port."
+            ) from error
+        servicer.port = self._port = port
+        engine.store_host = f"{self._host}:{port}"
+        await server.start()
+        self._server, self._engine = server, engine
+        self._tidying = asyncio.create_task(self._tidy(engine), name="rocketmq-embedded.tidy")
+
+    async def aclose(self) -> None:
+        """Stop listening, cut the calls in flight, write what is left. Repeated calls are safe."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        assert self._tidying is not None  # noqa: S101  (set with the engine)
+        self._tidying.cancel()
+        await asyncio.gather(self._tidying, return_exceptions=True)
+        await self._server.stop(_STOP_GRACE)
+        engine.close()
+        await self._store.aclose()
+
+    async def wait_closed(self) -> None:
+        """Until somebody closes it."""
+        await self._server.wait_for_termination()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def create_topic(
+        self, name: str, message_type: str = "NORMAL", *, queues: int = 8, lite_expiration_minutes: int = -1
+    ) -> None:
+        """Make a topic, or change one.
+
+        Args:
+            name: Its name.
+            message_type: NORMAL, FIFO, LITE or PRIORITY; once it has one it keeps it.
+            queues: How many queues it has at least; the levels of a PRIORITY topic.
+            lite_expiration_minutes: When its LiteTopics are deleted, counted from their last message; -1 for never.
+
+        Raises:
+            ConfigurationError: That type is not modelled, or not the topic's; or the name is illegal.
+        """
+        if message_type not in TYPES:
+            raise ConfigurationError(
+                f"The embedded broker has no topics of type {message_type!r}: use one of {', '.join(TYPES)}, or a "
+                "real Apache RocketMQ."
+            )
+        engine = self._running()
+        try:
+            engine.catalog.add_topic(name, message_type, queues=queues, expiration=lite_expiration_minutes)
+        except Refused as refused:
+            raise ConfigurationError(f"Topic {name!r} can't be made: {refused.text}.") from refused
+        await self._store.committed()
+
+    async def create_group(
+        self,
+        name: str,
+        *,
+        lite_bind_topic: str | None = None,
+        exclusive: bool = True,
+        ordered: bool | None = None,
+        lite_quota: int | None = None,
+        max_attempts: int | None = None,
+    ) -> None:
+        """Make a consumer group, or change one.
+
+        Args:
+            name: Its name.
+            lite_bind_topic: The LITE topic that it reads; None makes an ordinary group.
+            exclusive: Each LiteTopic has one reader at a time, and a new one takes it over; False shares it.
+            ordered: An ordinary group reads each queue in order; None does so for FIFO topics.
+            lite_quota: LiteTopics that one client may subscribe; None takes the broker's.
+            max_attempts: Deliveries of a message after which it becomes a dead letter; None takes the broker's.
+
+        Raises:
+            ConfigurationError: A name is illegal, or the topic is not a LITE topic.
+        """
+        engine = self._running()
+        try:
+            engine.catalog.add_group(
+                name,
+                bound_to=lite_bind_topic,
+                exclusive=exclusive,
+                ordered=ordered,
+                quota=lite_quota,
+                max_attempts=max_attempts,
+            )
+        except Refused as refused:
+            raise ConfigurationError(f"Group {name!r} can't be made: {refused.text}.") from refused
+        await self._store.committed()
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise ClosedError("The embedded broker does not run: enter it with `async with` first.")
+        return self._engine
+
+    async def _secret(self) -> bytes:
+        for (value,) in await self._store.rows("SELECT value FROM meta WHERE name = 'secret'"):
+            return bytes(value)
+        secret = secrets.token_bytes(32)
+        self._store.put("meta", ("secret",), (secret,))
+        return secret
+
+    async def _tidy(self, engine: Engine) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_INTERVAL)
+            await engine.tidy()
