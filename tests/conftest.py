@@ -87,6 +87,7 @@ _WORKER_ENGINE = "agentscope_rocketmq_engine"
 _launched: pytest.StashKey[ApacheRocketMQ] = pytest.StashKey()
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
     """Let all processes of a parallel run share one RocketMQ, launched here before the first of them starts."""
     config = node.config

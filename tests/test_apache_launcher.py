@@ -165,7 +165,9 @@ async def test_the_given_certificate_is_served(apache, certificate):
 
 def test_java_options_reach_all_three(apache):
     pids = ",".join(map(str, apache.pids.values()))
-    command_lines = subprocess.run(["ps", "-o", "args=", "-p", pids], capture_output=True, text=True, check=True).stdout
+    command_lines = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", pids], capture_output=True, text=True, check=True
+    ).stdout
     assert command_lines.count("-Dchosen.by=the-test") == 3
 
 

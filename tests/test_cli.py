@@ -106,8 +106,9 @@ def test_dev_prints_what_to_export_serves_it_and_ends_with_0_on_sigterm(tmp_path
         assert_gone(java)
 
 
-def test_dev_killed_without_mercy_leaves_no_java_behind():
-    with running("dev", "--port", "0") as dev:
+def test_dev_killed_without_mercy_leaves_no_java_behind(tmp_path):
+    # Its temporary folder, which a killed process can't remove, goes with this test's own.
+    with running("dev", "--port", "0", environment={"TMPDIR": str(tmp_path)}) as dev:
         assert "RocketMQ is ready: endpoint 127.0.0.1:" in next_line(dev.stdout, START_TIMEOUT)
         java = children(dev.pid)
         assert len(java) == 3
