@@ -23,7 +23,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import TAKE_WITHIN_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
@@ -87,6 +87,10 @@ class Bridge:
         timeouts: `lease`, `send` and `drain` count here.
         limits: `request_bytes` and `response_buffer_bytes` count here.
         path: Path of the app's JSON-RPC endpoint.
+
+    Attributes:
+        counters: What it has done.
+        failed: Set when it can take no more requests, which only a bug makes happen; `failure` is the exception.
     """
 
     def __init__(
@@ -103,6 +107,8 @@ class Bridge:
         path: str = "/",
     ) -> None:
         self.counters = BridgeCounters()
+        self.failure: BaseException | None = None
+        self.failed = asyncio.Event()
         self._app = app
         self._consumer = consumer
         self._producer = producer
@@ -142,11 +148,9 @@ class Bridge:
             if self._instance_consumer is not None:
                 await self._instance_consumer.aclose()
             raise
-        self._loops = [asyncio.create_task(self._request_loop(), name=f"bridge[{self.topic}].requests")]
+        self._start_loop(self._request_loop(), "requests")
         if self._instance_consumer is not None:
-            self._loops.append(
-                asyncio.create_task(self._instance_loop(self._instance_consumer), name=f"bridge[{self.topic}].instance")
-            )
+            self._start_loop(self._instance_loop(self._instance_consumer), "instance")
 
     async def aclose(self) -> None:
         """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
@@ -168,6 +172,17 @@ class Bridge:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def _start_loop(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(loop, name=f"bridge[{self.topic}].{name}")
+        task.add_done_callback(self._loop_ended)
+        self._loops.append(task)
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("%s failed: this server is deaf", task.get_name(), exc_info=error)
+            self.failure = error
+            self.failed.set()
 
     async def _request_loop(self) -> None:
         async for leased in self._consumer.messages():

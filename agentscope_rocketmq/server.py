@@ -232,13 +232,25 @@ class A2AServer:
         self._port = self._port if port is None else port
         async with self:
             with _signals() as stopped:
-                await stopped.wait()
+                await self._until(stopped)
+
+    async def _until(self, stopped: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in (stopped, *(b.failed for b in self._bridges))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        for bridge in self._bridges:
+            if bridge.failure is not None:
+                raise bridge.failure
 
     async def start(self) -> None:
         """Start serving; `async with server:` does the same (errors as `serve`)."""
         if self._resources is not None:
             raise ClosedError("The A2A server is started already.")
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._forget)
             listening = _listen(self._host, self._port)
             stack.callback(listening.close)
             self._url = _base_url(self._host, listening.getsockname()[1])
@@ -259,6 +271,8 @@ class A2AServer:
         resources, self._resources = self._resources, None
         if resources is not None:
             await resources.aclose()
+
+    def _forget(self) -> None:
         self._bridges.clear()
         self._url = None
 

@@ -198,6 +198,7 @@ class ReplyChannels:
         self._settled: list[ReceivedMessage] = []
         self._to_ack = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._failure: ClosedError | None = None
         self._closed = False
 
     @property
@@ -217,11 +218,10 @@ class ReplyChannels:
             BrokerError: Nobody answers, or reply topic, reply group or credentials are refused.
         """
         await self._consumer.start()
-        self._tasks = [
-            asyncio.create_task(self._read_loop(), name=f"replies[{self.topic}].read"),
-            asyncio.create_task(self._ack_loop(), name=f"replies[{self.topic}].ack"),
-            asyncio.create_task(self._stall_loop(), name=f"replies[{self.topic}].stall"),
-        ]
+        for loop, name in ((self._read_loop(), "read"), (self._ack_loop(), "ack"), (self._stall_loop(), "stall")):
+            task = asyncio.create_task(loop, name=f"replies[{self.topic}].{name}")
+            task.add_done_callback(self._loop_ended)
+            self._tasks.append(task)
 
     async def open(self, session: str) -> None:
         """Use a session's LiteTopic, from its end: what is there already belongs to earlier calls.
@@ -268,6 +268,8 @@ class ReplyChannels:
             SessionTakenOver: Another process has the session now.
             ClosedError: The session is not open here.
         """
+        if self._failure is not None:
+            raise self._failure
         channel = self._channels.get(session)
         if channel is None or self._closed:
             raise ClosedError(f"Session {session!r} is not open here: open a client for it first.")
@@ -310,6 +312,17 @@ class ReplyChannels:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._closed:
+            return
+        logger.critical("%s ended: no more answers are received here", task.get_name(), exc_info=task.exception())
+        error = ClosedError(
+            "The reader of RocketMQ answers in this process failed; its log says why. Open a new client."
+        )
+        self._failure = error
+        for pending in list(self._by_call.values()):
+            pending.fail(error)
+
     async def _read_loop(self) -> None:
         async for item in self._consumer.batches():
             if isinstance(item, LiteBatch):
@@ -345,7 +358,9 @@ class ReplyChannels:
             return
         channel.subscribed, channel.taken_over = False, True
         for pending in channel.pending:
-            pending.fail(_taken_over(session))
+            # What a finished call has not read yet is here and complete.
+            if not pending.call.finished:
+                pending.fail(_taken_over(session))
 
     def _settle(self, message: ReceivedMessage) -> None:
         self._settled.append(message)
