@@ -65,7 +65,6 @@ class BoundedTaskStore(InMemoryTaskStore):
             (_, task_id), owner = self._ended.popitem(last=False)
             await super().delete(task_id, owner)
 
-
     async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
         """Read a task; see `TaskStore.get`."""
         task = await super().get(task_id, context)

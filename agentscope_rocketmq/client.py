@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -255,7 +256,9 @@ class RocketMQ:
             limits=self.config.limits,
         )
         options = _options(choice, timeouts, extensions, headers)
-        return _json_rpc(card, choice, httpx.AsyncClient(transport=transport, **options))
+        # httpx can't read a list of endpoints, and this transport knows them.
+        url = replace(address, endpoint=address.endpoint.partition(";")[0]).url
+        return _json_rpc(card, replace(choice, url=url), httpx.AsyncClient(transport=transport, **options))
 
     def _carrier(self, address: Address) -> Carrier:
         if self._closed:

@@ -62,14 +62,14 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self.cut()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        self.pass_on()
+        if self._serving:
+            await asyncio.wait(self._serving)
         self._ports.close()
 
     def reset(self) -> None:
         """End all connections with a TCP reset; new ones are accepted."""
-        for writer in self._writers:
+        for writer in [writer for writer in self._writers if not writer.transport.is_closing()]:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
@@ -179,7 +179,7 @@ class Counter(AgentExecutor):
 
 
 class Follower:
-    """Reads one streamed answer of a `Counter` in a task of its own.
+    """Reads one streamed answer of a `Counter` in a task of its own, which ends with `async with`.
 
     Attributes:
         numbers: What came, in the order of its coming.
@@ -204,6 +204,13 @@ class Follower:
                 elif event.HasField("task"):
                     self.tasks.append(event.task.id)
                 self._changed.notify_all()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.reading.cancel()
+        await asyncio.gather(self.reading, return_exceptions=True)
 
     async def more(self, count: int, *, limit: float = LIMIT) -> None:
         """Wait for so many more numbers; raises what ended the stream before."""

@@ -57,7 +57,9 @@ def test_importing_the_package_is_quick_and_leaves_no_trace(tmp_path):
         "assert theirs is agentscope_rocketmq.rocketmq.protocol.service\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code.split("import rocketmq.grpc", maxsplit=1)[0]], check=True, env={"HOME": str(tmp_path)}
+        [sys.executable, "-c", code.split("import rocketmq.grpc", maxsplit=1)[0]],
+        check=True,
+        env={"HOME": str(tmp_path)},
     )
     assert list(tmp_path.iterdir()) == []
     # The official client stays importable beside ours, with the same protocol classes.

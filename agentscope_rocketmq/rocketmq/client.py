@@ -115,6 +115,11 @@ class Client:
         """The `Settings` as the server sent them back; what was announced before the first answer."""
         return self._settings
 
+    @property
+    def established(self) -> bool:
+        """Whether the server holds the settings now; otherwise calls wait for that."""
+        return self._established.is_set()
+
     async def start(self, *, timeout: float) -> None:  # noqa: ASYNC109  (part of the API: how long a start may take)
         """Open the telemetry stream and wait until the server has taken the settings.
 
@@ -215,13 +220,18 @@ class Client:
                 async with asyncio.timeout(timeout):
                     await self._established.wait()
             except TimeoutError:
-                raise self._failure or BrokerUnreachable(
-                    f"{doing} failed: the RocketMQ proxy at {self.connection.address} does not answer. "
-                    "Check that it runs.",
-                    transient=True,
-                ) from None
+                raise self._no_connection(doing) from self._failure
         assert self._endpoint is not None  # noqa: S101  (established implies an endpoint)
         return self._endpoint
+
+    def _no_connection(self, doing: str) -> BrokerError:
+        if self._failure is not None:
+            failure = self._failure
+            return type(failure)(f"{doing} failed. {failure}", code=failure.code, transient=failure.transient)
+        return BrokerUnreachable(
+            f"{doing} failed: the RocketMQ proxy at {self.connection.address} does not answer. Check that it runs.",
+            transient=True,
+        )
 
     async def _wait_established(self) -> None:
         """Until established; a refusal that trying again can't mend is raised at once."""

@@ -167,8 +167,14 @@ class Connection:
         return endpoint
 
     def resource(self, name: str) -> Any:
-        """The protocol's `Resource` for a topic or group in this connection's namespace."""
-        return definition.Resource(resource_namespace=self.namespace, name=name)
+        """The protocol's `Resource` for a topic or group in this connection's namespace.
+
+        The proxies of Apache RocketMQ look at the name alone, so it is the full one; those that know namespaces leave
+        a full name as it is (NamespaceUtil#wrapNamespace).
+        """
+        prefix = f"{self.namespace}%" if self.namespace else ""
+        full_name = name if name.startswith(prefix) else prefix + name
+        return definition.Resource(resource_namespace=self.namespace, name=full_name)
 
     def endpoints_message(self) -> Any:
         """The protocol's `Endpoints` of this connection, as routes and settings want it."""

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.errors import BrokerError
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, Client, retried
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried
 from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.polling import Poller
 from agentscope_rocketmq.rocketmq.protocol import definition, service
@@ -129,17 +129,21 @@ class GroupConsumer:
         return await self._settle(leased, timeout=timeout, ack=True)
 
     async def release(self, leased: LeasedMessage, *, after: float = RELEASE_AFTER) -> bool:
-        """Give it back: it is delivered again, to anybody of the group, in `after` seconds (at least 1)."""
-        return await self._settle(leased, timeout=CALL_TIMEOUT, ack=False, after=after)
+        """Give it back: it is delivered again, to anybody of the group, in `after` seconds (at least 1).
+
+        Returns:
+            Whether the broker took it. False: it is delivered again when its lease is over.
+        """
+        return await self._settle(leased, timeout=CLOSE_TIMEOUT, ack=False, after=after)
 
     async def _settle(self, leased: LeasedMessage, *, timeout: float, ack: bool, after: float = 0) -> bool:  # noqa: ASYNC109
         message = leased.message
 
-        async def settle(_seconds: float) -> None:
+        async def settle(seconds: float) -> None:
             if ack:
-                await self._ack_once(message)
+                await self._ack_once(message, min(CALL_TIMEOUT, seconds))
             else:
-                await self._change_invisible(message, after)
+                await self._change_invisible(message, after, timeout=min(CALL_TIMEOUT, seconds))
 
         try:
             async with leased._handle_lock:  # noqa: SLF001  (one room: the lease is this class's own)
@@ -175,7 +179,10 @@ class GroupConsumer:
     async def aclose(self) -> None:
         """Stop, give back what is still leased, and leave. Repeated calls are safe."""
         await self.stop()
-        await asyncio.gather(*(self.release(leased) for leased in list(self._leased)), return_exceptions=True)
+        if self._client.established:
+            await asyncio.gather(*(self.release(leased) for leased in list(self._leased)), return_exceptions=True)
+        for leased in list(self._leased):
+            self._forget(leased)
         await self._client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -229,17 +236,23 @@ class GroupConsumer:
                 logger.warning("%s Trying again.", error)
                 wait = 1.0
 
-    async def _ack_once(self, message: ReceivedMessage) -> None:
+    async def _ack_once(self, message: ReceivedMessage, timeout: float) -> None:  # noqa: ASYNC109
         request = service.AckMessageRequest(
             group=self._connection.resource(self.group),
             topic=self._connection.resource(self.topic),
             entries=[service.AckMessageEntry(message_id=message.message_id, receipt_handle=message.receipt_handle)],
         )
         doing = f"Acking message {message.message_id} of topic {self.topic!r}"
-        answer = await self._client.call("AckMessage", request, doing=doing)
+        answer = await self._client.call("AckMessage", request, doing=doing, timeout=timeout)
         check(answer.entries[0].status if answer.entries else answer.status, doing, known=True)
 
-    async def _change_invisible(self, message: ReceivedMessage, seconds: float) -> None:
+    async def _change_invisible(
+        self,
+        message: ReceivedMessage,
+        seconds: float,
+        *,
+        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
+    ) -> None:
         request = service.ChangeInvisibleDurationRequest(
             group=self._connection.resource(self.group),
             topic=self._connection.resource(self.topic),
@@ -248,7 +261,7 @@ class GroupConsumer:
         )
         request.invisible_duration.FromMilliseconds(int(seconds * 1000))
         doing = f"Renewing the lease on message {message.message_id} of topic {self.topic!r}"
-        answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing)
+        answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing, timeout=timeout)
         check(answer.status, doing, known=True)
         message.receipt_handle = answer.receipt_handle or message.receipt_handle
 

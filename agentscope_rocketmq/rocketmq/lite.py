@@ -8,7 +8,6 @@ exclusive group a subscription with an offset option takes the LiteTopic over, u
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -34,10 +33,15 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# A batch whose reader died un-acked is handed out again after this; a take-over seeks and does not wait for it.
-INVISIBLE = 60.0
-# The client sends its whole set anew this often: the broker forgets sets when it restarts.
-REFRESH_INTERVAL = 30.0
+# A batch handed to a reader that died, or to a poll whose connection broke, is handed out again after this. The least
+# that a proxy accepts (minInvisibleTimeMillsForRecv): a broken connection costs a stream at most that and the 5 s that
+# polls live. Whoever holds a batch for longer gets it again, and does not see it; a take-over seeks and does not wait.
+INVISIBLE = 10.0
+# The client sends its whole set anew this often. The broker forgets sets when it restarts; and a proxy that notices
+# late that a client's connection broke drops the client's set, although the client has subscribed anew over another
+# connection since (ClientActivity#handleGrpcCancel). Mostly it notices within a moment: hence once more soon after.
+REFRESH_INTERVAL = 10.0
+REFRESH_AGAIN = 1.0
 # A call with this many names took 6 ms (rocketmq-facts.md).
 NAMES_A_CALL = 200
 # Batches received but not taken by the reader yet; beyond it the consumer does not poll.
@@ -194,7 +198,7 @@ class LiteConsumer:
         Args:
             lite_topics: Their names. Those subscribed already are read anew from `at`.
             at: Where to begin. None goes on at the group's committed offset, after a batch that another consumer
-                left un-acked only when its invisible time (60 s) is over: give a position to take over at once.
+                left un-acked only when its invisible time (10 s) is over: give a position to take over at once.
             timeout: Seconds to keep trying while the broker does not answer.
 
         Raises:
@@ -242,15 +246,19 @@ class LiteConsumer:
         await retried(join_once, timeout=timeout)
 
     async def unsubscribe(self, lite_topics: Collection[str]) -> None:
-        """Read these no longer. What is un-acked goes to the group's next reader. Unknown names are ignored."""
-        async with self._changing:
-            await self._leave([name for name in lite_topics if name in self._subscriptions])
+        """Read these no longer. What is un-acked goes to the group's next reader. Unknown names are ignored.
 
-    async def _leave(self, lite_topics: Collection[str]) -> None:
+        Raises:
+            BrokerError: The broker was not told. It is with the next refresh of the whole set, within 10 s.
+        """
+        async with self._changing:
+            await self._leave([name for name in lite_topics if name in self._subscriptions], timeout=CLOSE_TIMEOUT)
+
+    async def _leave(self, lite_topics: Collection[str], *, timeout: float = CALL_TIMEOUT) -> None:  # noqa: ASYNC109
         for name in lite_topics:
             self._subscriptions.pop(name, None)
         for names in _chunks(lite_topics, NAMES_A_CALL):
-            await self._sync("PARTIAL_REMOVE", names)
+            await self._sync("PARTIAL_REMOVE", names, timeout=timeout)
 
     async def seek(self, lite_topic: str, at: Position) -> None:
         """Read a LiteTopic anew from there; the same as subscribing it again."""
@@ -285,8 +293,8 @@ class LiteConsumer:
                 logger.warning("%s They will be delivered again.", error)
 
     async def _ack_all(self, messages: list[ReceivedMessage], timeout: float) -> None:  # noqa: ASYNC109
-        async def ack_once(_seconds: float) -> None:
-            failure = await self._ack_once(messages)
+        async def ack_once(seconds: float) -> None:
+            failure = await self._ack_once(messages, min(CALL_TIMEOUT, seconds))
             if failure is not None:
                 raise failure
 
@@ -302,10 +310,11 @@ class LiteConsumer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._subscriptions.clear()
-        try:
-            await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
-        except BrokerError as error:
-            logger.debug("%s", error)
+        if self._client.established:
+            try:
+                await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
+            except BrokerError as error:
+                logger.debug("%s", error)
         # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
         await self._poller.aclose(wait=False)
         await self._client.aclose()
@@ -356,10 +365,14 @@ class LiteConsumer:
 
     async def _refresh_loop(self) -> None:
         failures = 0
+        wait = REFRESH_INTERVAL
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_INTERVAL):
+            try:
+                async with asyncio.timeout(wait):
                     await self._refresh_now.wait()
+                wait = REFRESH_AGAIN
+            except TimeoutError:
+                wait = REFRESH_INTERVAL
             self._refresh_now.clear()
             try:
                 async with self._changing:
@@ -391,7 +404,7 @@ class LiteConsumer:
         answer = await self._client.call("SyncLiteSubscription", request, doing=doing, timeout=timeout)
         check(answer.status, doing, known=self._accepted)
 
-    async def _ack_once(self, messages: list[ReceivedMessage]) -> BrokerError | None:
+    async def _ack_once(self, messages: list[ReceivedMessage], timeout: float) -> BrokerError | None:  # noqa: ASYNC109
         """Ack these; those that may succeed later stay in the list, with the failure of one of them as answer."""
         request = service.AckMessageRequest(
             group=self._connection.resource(self.group), topic=self._connection.resource(self.topic)
@@ -401,7 +414,7 @@ class LiteConsumer:
                 message_id=message.message_id, receipt_handle=message.receipt_handle, lite_topic=message.lite_topic
             )
         doing = f"Acking {len(messages)} messages of {self.topic!r}"
-        answer = await self._client.call("AckMessage", request, doing=doing)
+        answer = await self._client.call("AckMessage", request, doing=doing, timeout=timeout)
         if not answer.entries:
             check(answer.status, doing, known=True)
         failures: dict[str, BrokerError] = {}

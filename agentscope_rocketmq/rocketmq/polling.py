@@ -117,15 +117,17 @@ class Poller:
         """Stop, and end the polls in flight.
 
         Args:
-            wait: Let them end by themselves (at most some 5 s) and deliver what they still bring. A cancelled poll
-                stays on the broker and swallows the next messages for seconds; cancel only when there is nothing
-                that it could be given.
+            wait: Let them end by themselves (at most 6 s) and deliver what they still bring. A cancelled poll stays
+                on the broker and swallows the next messages for seconds; cancel only when there is nothing that it
+                could be given.
         """
         self.stop()
         polls = [*self._overdue, *(poll for tasks in self._polls.values() for poll in tasks)]
-        if not wait:
-            for poll in polls:
-                poll.cancel()
+        if wait and polls:
+            # What takes longer has no connection to a broker that could give it anything.
+            await asyncio.wait(polls, timeout=LONG_POLL + 1)
+        for poll in polls:
+            poll.cancel()
         await asyncio.gather(*self._tasks, *polls, return_exceptions=True)
 
     async def _pace_loop(self) -> None:

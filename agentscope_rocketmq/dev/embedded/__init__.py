@@ -4,6 +4,7 @@ Rooms, in the order a message passes through them::
 
     broker       DevBroker: start, stop, topics and groups by program
     servicer     the protocol's calls
+    remoting     making topics and groups, as mqadmin does
     clients      telemetry streams and settings
     checks       what a proxy refuses about a message
     engine       sending, waking, timers, what gets old

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from agentscope_rocketmq.dev.embedded.catalog import TYPES
 from agentscope_rocketmq.dev.embedded.clients import Clients
 from agentscope_rocketmq.dev.embedded.engine import Engine
 from agentscope_rocketmq.dev.embedded.handles import Handles
 from agentscope_rocketmq.dev.embedded.reading import Reader
 from agentscope_rocketmq.dev.embedded.refusal import Refused
-from agentscope_rocketmq.dev.embedded.servicer import Servicer
+from agentscope_rocketmq.dev.embedded.remoting import Remoting
+from agentscope_rocketmq.dev.embedded.servicer import BROKER_NAME, Servicer
 from agentscope_rocketmq.dev.embedded.settings import MIB, Settings
 from agentscope_rocketmq.dev.embedded.store import Store
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
@@ -95,6 +95,7 @@ class DevBroker:
         self._store = Store(data, fsync=self._settings.fsync)
         self._engine: Engine | None = None
         self._server: Any = None
+        self._remoting: Remoting | None = None
         self._tidying: asyncio.Task[None] | None = None
 
     @property
@@ -106,6 +107,17 @@ class DevBroker:
         """
         self._running()
         return f"{self._host}:{self._port}"
+
+    @property
+    def namesrv(self) -> str:
+        """`host:port` for `ROCKETMQ_NAMESRV`, where `agentscope-rocketmq provision` makes topics and groups.
+
+        Raises:
+            ClosedError: It does not run.
+        """
+        self._running()
+        assert self._remoting is not None  # noqa: S101  (set with the engine)
+        return self._remoting.address
 
     async def start(self) -> None:
         """Load what `data` has, and listen.
@@ -137,8 +149,10 @@ class DevBroker:
             ) from error
         servicer.port = self._port = port
         engine.store_host = f"{self._host}:{port}"
+        remoting = Remoting(engine.catalog, self._store, broker_name=BROKER_NAME)
+        await remoting.start(self._host)
         await server.start()
-        self._server, self._engine = server, engine
+        self._server, self._remoting, self._engine = server, remoting, engine
         self._tidying = asyncio.create_task(self._tidy(engine), name="rocketmq-embedded.tidy")
 
     async def aclose(self) -> None:
@@ -146,10 +160,11 @@ class DevBroker:
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        assert self._tidying is not None  # noqa: S101  (set with the engine)
+        assert self._tidying is not None and self._remoting is not None  # noqa: S101, PT018  (set with the engine)
         self._tidying.cancel()
         await asyncio.gather(self._tidying, return_exceptions=True)
         await self._server.stop(_STOP_GRACE)
+        await self._remoting.aclose()
         engine.close()
         await self._store.aclose()
 
@@ -178,14 +193,10 @@ class DevBroker:
         Raises:
             ConfigurationError: That type is not modelled, or not the topic's; or the name is illegal.
         """
-        if message_type not in TYPES:
-            raise ConfigurationError(
-                f"The embedded broker has no topics of type {message_type!r}: use one of {', '.join(TYPES)}, or a "
-                "real Apache RocketMQ."
-            )
         engine = self._running()
         try:
-            engine.catalog.add_topic(name, message_type, queues=queues, expiration=lite_expiration_minutes)
+            attributes = {"message.type": message_type, "lite.topic.expiration": str(lite_expiration_minutes)}
+            engine.catalog.put_topic(name, attributes, queues=queues)
         except Refused as refused:
             raise ConfigurationError(f"Topic {name!r} can't be made: {refused.text}.") from refused
         await self._store.committed()
@@ -214,15 +225,13 @@ class DevBroker:
             ConfigurationError: A name is illegal, or the topic is not a LITE topic.
         """
         engine = self._running()
+        attributes = {}
+        if lite_bind_topic is not None:
+            attributes["lite.bind.topic"] = lite_bind_topic
+            attributes["lite.sub.model"] = "Exclusive" if exclusive else "Shared"
+            attributes["lite.sub.client.quota"] = str(lite_quota or self._settings.lite_quota)
         try:
-            engine.catalog.add_group(
-                name,
-                bound_to=lite_bind_topic,
-                exclusive=exclusive,
-                ordered=ordered,
-                quota=lite_quota,
-                max_attempts=max_attempts,
-            )
+            engine.catalog.put_group(name, attributes, ordered=ordered, max_attempts=max_attempts)
         except Refused as refused:
             raise ConfigurationError(f"Group {name!r} can't be made: {refused.text}.") from refused
         await self._store.committed()

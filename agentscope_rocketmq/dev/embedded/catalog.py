@@ -6,14 +6,17 @@ group becomes a lite group, bound to that LITE topic and exclusive, when its fir
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.dev.embedded.queues import Queue
-from agentscope_rocketmq.dev.embedded.refusal import Code, Refused
+from agentscope_rocketmq.dev.embedded.refusal import Code, Refused, not_modelled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agentscope_rocketmq.dev.embedded.settings import Settings
     from agentscope_rocketmq.dev.embedded.store import Store
 
@@ -27,6 +30,8 @@ _NAME = re.compile(r"[%|a-zA-Z0-9_-]+")
 _LONGEST_TOPIC = 127
 _LONGEST_DEAD_LETTER_TOPIC = 255
 _LONGEST_GROUP = 120
+# RocketMQ's own default; groups made by their first use get more.
+_QUOTA = 2000
 _ALLOWED = "^[%|a-zA-Z0-9_-]+$"
 
 
@@ -36,25 +41,29 @@ class Topic:
 
     Attributes:
         name: Its name.
-        type: One of `TYPES`; None until its first use says.
         width: How many numbered queues it has (a LITE topic none, though it announces them).
-        expiration: Minutes after the last send at which its LiteTopics are deleted; -1 for never.
+        attributes: As mqadmin names them: `message.type`, `lite.topic.expiration`, …
         queues: Its numbered queues, made at the first send.
         lite: Its LiteTopics by name.
         sent: Messages sent to it since the start; the next one's queue is chosen by it.
     """
 
     name: str
-    type: str | None
     width: int
-    expiration: int = -1
+    attributes: dict[str, str] = field(default_factory=dict)
     queues: list[Queue] = field(default_factory=list)
     lite: dict[str, Queue] = field(default_factory=dict)
     sent: int = 0
 
-    def row(self) -> tuple[Any, ...]:
-        """Its row in the store."""
-        return (self.type or "", self.width, self.expiration)
+    @property
+    def type(self) -> str | None:
+        """One of `TYPES`; None until its first use says."""
+        return self.attributes.get("message.type")
+
+    @property
+    def expiration(self) -> int:
+        """Minutes after the last send at which its LiteTopics are deleted; -1 for never."""
+        return int(self.attributes.get("lite.topic.expiration", -1))
 
 
 @dataclass(slots=True, eq=False)
@@ -64,27 +73,33 @@ class Group:
     Attributes:
         id: Its number, never used again.
         name: Its name.
-        kind: `regular`, `lite`, or empty until its first consumer says.
-        bound_to: The LITE topic that a lite group reads, else None.
-        exclusive: Whether a LiteTopic of a lite group has one reader at a time.
+        known: Whether it was made or used; else it takes its kind from its first consumer.
+        attributes: As mqadmin names them: `lite.bind.topic`, `lite.sub.model`, …
         ordered: Whether it reads queues in order; None does so for FIFO topics.
-        quota: LiteTopics that one client of it may subscribe.
         max_attempts: Deliveries of a message after which it becomes a dead letter.
     """
 
     id: int
     name: str
-    kind: str
-    bound_to: str | None
-    exclusive: bool
+    known: bool
+    attributes: dict[str, str]
     ordered: bool | None
-    quota: int
     max_attempts: int
 
-    def row(self) -> tuple[Any, ...]:
-        """Its row in the store."""
-        ordered = None if self.ordered is None else int(self.ordered)
-        return (self.name, self.kind, self.bound_to, int(self.exclusive), ordered, self.quota, self.max_attempts)
+    @property
+    def bound_to(self) -> str | None:
+        """The LITE topic that it reads; None for a group of ordinary consumers."""
+        return self.attributes.get("lite.bind.topic")
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a LiteTopic has one reader of it at a time."""
+        return self.attributes.get("lite.sub.model") == "Exclusive"
+
+    @property
+    def quota(self) -> int:
+        """LiteTopics that one client of it may subscribe."""
+        return int(self.attributes.get("lite.sub.client.quota", _QUOTA))
 
     def reads_in_order(self, topic: Topic) -> bool:
         """Whether it reads the queues of that topic in order."""
@@ -113,13 +128,13 @@ class Catalog:
 
     async def load(self) -> None:
         """Read what the store has."""
-        for name, kind, width, expiration in await self._store.rows("SELECT * FROM topic"):
-            self.topics[name] = Topic(name, kind or None, width, expiration)
-        for number, name, kind, bound_to, exclusive, ordered, quota, attempts in await self._store.rows(
+        for name, width, attributes in await self._store.rows("SELECT * FROM topic"):
+            self.topics[name] = Topic(name, width, json.loads(attributes))
+        for number, name, known, attributes, ordered, attempts in await self._store.rows(
             "SELECT * FROM consumer_group"
         ):
             in_order = None if ordered is None else bool(ordered)
-            self.groups[name] = Group(number, name, kind, bound_to, bool(exclusive), in_order, quota, attempts)
+            self.groups[name] = Group(number, name, bool(known), json.loads(attributes), in_order, attempts)
             self._last_group = max(self._last_group, number)
         newest = "(SELECT {} FROM message WHERE id >= q.id << 32 AND id < (q.id + 1) << 32 ORDER BY id DESC LIMIT 1)"
         for number, topic, index, lite_topic, first, oldest_ms, last, newest_ms in await self._store.rows(
@@ -144,25 +159,43 @@ class Catalog:
                 raise Refused(Code.TOPIC_NOT_FOUND, f"No topic route info in name server for the topic: {name}")
             if len(self.topics) >= self._settings.max_topics:
                 raise Refused(Code.TOPIC_NOT_FOUND, f"this broker holds {len(self.topics)} topics and makes no more")
-            topic = self.topics[name] = Topic(name, None, self._settings.queues)
+            topic = self.topics[name] = Topic(name, self._settings.queues)
         return topic
 
-    def add_topic(self, name: str, kind: str, *, queues: int, expiration: int) -> Topic:
-        """Make a topic, or change what may change about it.
+    def topic_to_send_to(self, name: str, kind: str) -> Topic:
+        """A topic as `topic`, for a sender: a proxy knows an unknown topic by its lack of a type only.
 
         Raises:
-            Refused: Its name is illegal, or it holds messages of another type.
+            Refused: ILLEGAL_TOPIC or MESSAGE_PROPERTY_CONFLICT_WITH_TYPE, in the words of a proxy.
+        """
+        if self._settings.strict and name not in self.topics:
+            check_topic_name(name)
+            raise _other_type("UNSPECIFIED", kind)
+        return self.topic(name)
+
+    def put_topic(self, name: str, attributes: Mapping[str, str], *, queues: int) -> Topic:
+        """Make a topic, or change what may change about it.
+
+        Args:
+            name: Its name.
+            attributes: As mqadmin names them; those not named stay as they are.
+            queues: How many queues it has at least.
+
+        Raises:
+            Refused: Its name or an attribute is illegal, or it holds messages of another type.
         """
         check_topic_name(name)
-        topic = self.topics.get(name)
-        if topic is None:
-            topic = self.topics[name] = Topic(name, None, queues)
+        kind = attributes.get("message.type", "NORMAL")
+        if kind not in TYPES:
+            raise not_modelled(f"Topics of type {kind}")
+        _check_number("lite.topic.expiration", attributes)
+        topic = self.topics.setdefault(name, Topic(name, queues))
         self.set_type(topic, kind)
-        topic.expiration = expiration
+        topic.attributes.update(attributes)
         while topic.queues and len(topic.queues) < queues:
             self.add_queue(topic, len(topic.queues))
         topic.width = max(queues, len(topic.queues))
-        self._store.put("topic", (name,), topic.row())
+        self._save_topic(topic)
         return topic
 
     def set_type(self, topic: Topic, kind: str) -> None:
@@ -172,13 +205,10 @@ class Catalog:
             Refused: MESSAGE_PROPERTY_CONFLICT_WITH_TYPE, in the words of a proxy.
         """
         if topic.type is None:
-            topic.type = kind
-            self._store.put("topic", (topic.name,), topic.row())
-        if topic.type != kind:
-            raise Refused(
-                Code.MESSAGE_PROPERTY_CONFLICT_WITH_TYPE,
-                f"TopicMessageType validate failed, the expected type is {topic.type}, but actual type is {kind}",
-            )
+            topic.attributes["message.type"] = kind
+            self._save_topic(topic)
+        elif topic.type != kind:
+            raise _other_type(topic.type, kind)
 
     def numbered(self, topic: Topic) -> list[Queue]:
         """The numbered queues of a topic, made if need be."""
@@ -202,15 +232,35 @@ class Catalog:
         return queue
 
     def remove_queue(self, queue: Queue) -> None:
-        """Forget a LiteTopic and what was read of it; one of the same name begins anew, at offset 0."""
-        assert queue.lite_topic is not None  # noqa: S101  (numbered queues stay)
-        del self.topics[queue.topic].lite[queue.lite_topic]
+        """Forget a queue and what was read of it; a LiteTopic of the same name begins anew, at offset 0."""
+        if queue.lite_topic is None:
+            self.topics[queue.topic].queues.remove(queue)
+        else:
+            del self.topics[queue.topic].lite[queue.lite_topic]
+            self.lite_topics -= 1
         del self.queues[queue.id]
-        self.lite_topics -= 1
         self._store.put("queue", (queue.id,), None)
         for group in queue.consumers:
             self._store.put("position", (group, queue.id), None)
         self._store.purge(queue.key(0), queue.key(queue.reserved))
+
+    def delete_topic(self, name: str) -> None:
+        """Forget a topic and its messages."""
+        topic = self.topics.get(name)
+        if topic is not None:
+            for queue in (*topic.queues, *topic.lite.values()):
+                self.remove_queue(queue)
+            del self.topics[name]
+            self._store.put("topic", (name,), None)
+
+    def delete_group(self, name: str) -> None:
+        """Forget a group and how far it has read."""
+        group = self.groups.pop(name, None)
+        if group is not None:
+            for queue in self.queues.values():
+                if queue.consumers.pop(group.id, None) is not None:
+                    self._store.put("position", (group.id, queue.id), None)
+            self._store.put("consumer_group", (group.id,), None)
 
     def group(self, name: str) -> Group | None:
         """A group by its name, made where that is allowed; None when it does not exist.
@@ -224,30 +274,33 @@ class Catalog:
             group = self._new_group(name)
         return group
 
-    def add_group(
-        self,
-        name: str,
-        *,
-        bound_to: str | None,
-        exclusive: bool,
-        ordered: bool | None,
-        quota: int | None,
-        max_attempts: int | None,
+    def put_group(
+        self, name: str, attributes: Mapping[str, str], *, ordered: bool | None, max_attempts: int | None
     ) -> Group:
         """Make a group, or change it.
 
+        Args:
+            name: Its name.
+            attributes: As mqadmin names them; those not named stay as they are.
+            ordered: See `Group`.
+            max_attempts: See `Group`; None takes the broker's.
+
         Raises:
-            Refused: A name is illegal, or the topic is no LITE topic.
+            Refused: A name or an attribute is illegal, or the topic is no LITE topic.
         """
         check_group_name(name)
+        _check_number("lite.sub.client.quota", attributes)
+        if attributes.get("lite.sub.model", "Shared") not in ("Shared", "Exclusive"):
+            raise Refused(Code.BAD_REQUEST, "lite.sub.model is not in set: [Shared, Exclusive]")
+        bound_to = attributes.get("lite.bind.topic")
         if bound_to is not None:
             self.set_type(self.topic(bound_to), "LITE")
         group = self.groups.get(name) or self._new_group(name)
-        group.kind = "regular" if bound_to is None else "lite"
-        group.bound_to, group.exclusive, group.ordered = bound_to, exclusive, ordered
-        group.quota = self._settings.lite_quota if quota is None else quota
+        group.known = True
+        group.attributes.update(attributes)
+        group.ordered = ordered
         group.max_attempts = self._settings.max_attempts if max_attempts is None else max_attempts
-        self._store.put("consumer_group", (group.id,), group.row())
+        self._save_group(group)
         return group
 
     def use_as_lite(self, name: str, topic_name: str) -> Group:
@@ -258,9 +311,9 @@ class Catalog:
         """
         check_topic_name(topic_name)
         group = self._group_or_refuse(name)
-        if group.kind == "regular":
+        if group.known and group.bound_to is None:
             raise Refused(Code.ILLEGAL_CONSUMER_GROUP, f"regular group cannot use LITE mode: {name}")
-        if not group.kind:
+        if not group.known:
             topic = self.topic(topic_name)
             if topic.type not in (None, "LITE"):
                 raise Refused(
@@ -269,8 +322,13 @@ class Catalog:
                     f"{topic.type}",
                 )
             self.set_type(topic, "LITE")
-            group.kind, group.bound_to, group.exclusive = "lite", topic_name, True
-            self._store.put("consumer_group", (group.id,), group.row())
+            group.known = True
+            group.attributes |= {
+                "lite.bind.topic": topic_name,
+                "lite.sub.model": "Exclusive",
+                "lite.sub.client.quota": str(self._settings.lite_quota),
+            }
+            self._save_group(group)
         self.check_bound(group, topic_name)
         return group
 
@@ -281,11 +339,11 @@ class Catalog:
             Refused: ILLEGAL_CONSUMER_GROUP, in the words of a proxy.
         """
         group = self._group_or_refuse(name)
-        if group.kind == "lite":
+        if group.bound_to is not None:
             raise Refused(Code.ILLEGAL_CONSUMER_GROUP, f"lite group must use LITE mode: {name}")
-        if not group.kind:
-            group.kind = "regular"
-            self._store.put("consumer_group", (group.id,), group.row())
+        if not group.known:
+            group.known = True
+            self._save_group(group)
         return group
 
     def check_bound(self, group: Group, topic_name: str) -> None:
@@ -304,11 +362,17 @@ class Catalog:
         return group
 
     def _new_group(self, name: str) -> Group:
-        settings = self._settings
         self._last_group += 1
-        group = Group(self._last_group, name, "", None, True, None, settings.lite_quota, settings.max_attempts)
-        self.groups[name] = group
+        group = self.groups[name] = Group(self._last_group, name, False, {}, None, self._settings.max_attempts)
         return group
+
+    def _save_topic(self, topic: Topic) -> None:
+        self._store.put("topic", (topic.name,), (topic.width, json.dumps(topic.attributes)))
+
+    def _save_group(self, group: Group) -> None:
+        ordered = None if group.ordered is None else int(group.ordered)
+        row = (group.name, int(group.known), json.dumps(group.attributes), ordered, group.max_attempts)
+        self._store.put("consumer_group", (group.id,), row)
 
     def _add(self, queue: Queue) -> None:
         self.queues[queue.id] = queue
@@ -350,3 +414,17 @@ def check_group_name(name: str) -> None:
         raise Refused(
             Code.ILLEGAL_CONSUMER_GROUP, f"the specified group is longer than group max length {_LONGEST_GROUP}."
         )
+
+
+def _check_number(name: str, attributes: Mapping[str, str]) -> None:
+    try:
+        int(attributes.get(name, 0))
+    except ValueError:
+        raise Refused(Code.BAD_REQUEST, f"{name} must be a number, not {attributes[name]!r}") from None
+
+
+def _other_type(expected: str, actual: str) -> Refused:
+    return Refused(
+        Code.MESSAGE_PROPERTY_CONFLICT_WITH_TYPE,
+        f"TopicMessageType validate failed, the expected type is {expected}, but actual type is {actual}",
+    )

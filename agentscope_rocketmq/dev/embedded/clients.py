@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from agentscope_rocketmq.dev.embedded.refusal import Code, Refused, status
+from agentscope_rocketmq.dev.embedded.refusal import OK, Code, Refused
 from agentscope_rocketmq.rocketmq.protocol import definition, service
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Clients:
         client.settings = answer
         # A client that reconnects may do so before its old stream is known to be dead.
         self._clients[client.id] = client
-        return service.TelemetryCommand(status=status(Code.OK), settings=answer)
+        return service.TelemetryCommand(status=OK, settings=answer)
 
     def gone(self, client: Client) -> bool:
         """A stream has ended; says whether it was the client's last."""

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 # Above this, hashing and copying a body would hold up the event loop noticeably.
 _OFF_LOOP_BYTES = 256 * 1024
 
+_IDENTITY = definition.Encoding.IDENTITY
+_MD5 = definition.DigestType.MD5
+_TYPES = {kind: definition.MessageType.Value(kind) for kind in TYPES}
+
 
 class Engine:
     """Topics, groups, messages and who waits for them.
@@ -86,8 +90,12 @@ class Engine:
             leases.setdefault((group_id, queue_id), {})[offset] = Lease(attempt, serial, visible_ms)
         for group_id, queue_id, position in await self.store.rows("SELECT * FROM position"):
             queue, group = self.catalog.queues[queue_id], groups[group_id]
-            place = self.place(group, queue, start=position, leases=leases.get((group_id, queue_id)))
+            place = self.place(group, queue, start=position, leases=leases.pop((group_id, queue_id), None))
             self.watch(group, queue, place)
+        # Of topics and groups that were deleted.
+        for key, orphans in leases.items():
+            for offset in orphans:
+                self.store.put("lease", (*key, offset), None)
 
     def close(self) -> None:
         """Stop all timers."""
@@ -112,20 +120,21 @@ class Engine:
         """
         if not messages:
             raise Refused(Code.MESSAGE_CORRUPTED, "no message to send")
-        topic = self.catalog.topic(messages[0].topic.name)
+        kinds = [type_of(message) for message in messages]
+        topic = self.catalog.topic_to_send_to(messages[0].topic.name, kinds[0])
         for message in messages:
             if message.topic != messages[0].topic:
                 raise Refused(Code.MESSAGE_CORRUPTED, "topic in message is not same")
             check_message(message, self.settings)
-        for kind in map(type_of, messages):
+        for kind in kinds:
             if kind not in TYPES and topic.type is None:
                 raise not_modelled("Delayed messages" if kind == "DELAY" else "Transactions")
             self.catalog.set_type(topic, kind)
         size = sum(len(message.body) for message in messages)
         if self.store.unwritten_bytes + size > self.settings.max_unwritten_bytes + self.settings.max_body_bytes:
             raise Refused(Code.TOO_MANY_REQUESTS, "the broker can't write as fast as it is sent to: send slower")
-        for message in messages:
-            _prepare(message, type_of(message), peer)
+        for message, kind in zip(messages, kinds, strict=True):
+            _prepare(message, kind, peer)
         if size > _OFF_LOOP_BYTES:
             encoded = await asyncio.to_thread(lambda: [_encode(message) for message in messages])
         else:
@@ -152,23 +161,19 @@ class Engine:
         for name in ("lite_topic", "message_group", "priority"):
             system.ClearField(name)
         name = DEAD_LETTERS + group.name
-        topic = self.catalog.topics.get(name) or self.catalog.add_topic(name, "NORMAL", queues=1, expiration=-1)
+        topic = self.catalog.topics.get(name) or self.catalog.put_topic(name, {}, queues=1)
         message.topic.name = name
         self._append(topic, self._queue_for(topic, system), message.SerializeToString())
 
     def _queue_for(self, topic: Topic, system: Any) -> Queue:
         if topic.type == "LITE":
-            queue = topic.lite.get(system.lite_topic)
-            if queue is None:
-                queue = self.catalog.add_queue(
-                    topic, zlib.crc32(system.lite_topic.encode()) % topic.width, system.lite_topic
-                )
-            return queue
+            name = str(system.lite_topic)
+            return topic.lite.get(name) or self.catalog.add_queue(topic, zlib.crc32(name.encode()) % topic.width, name)
         queues = self.catalog.numbered(topic)
         if topic.type == "FIFO":
             return queues[zlib.crc32(system.message_group.encode()) % len(queues)]
         if topic.type == "PRIORITY":
-            return queues[min(max(system.priority, 0), len(queues) - 1)]
+            return queues[min(max(int(system.priority), 0), len(queues) - 1)]
         return queues[topic.sent % len(queues)]
 
     def _append(self, topic: Topic, queue: Queue, data: bytes) -> int:
@@ -295,9 +300,10 @@ class Engine:
 
 def _prepare(message: Any, kind: str, peer: str) -> None:
     system = message.system_properties
-    system.message_type = definition.MessageType.Value(kind)
+    system.message_type = _TYPES[kind]
     for name in ("receipt_handle", "delivery_attempt", "invisible_duration", "dead_letter_queue", "delivery_timestamp"):
         system.ClearField(name)
+    system.body_encoding = system.body_encoding or _IDENTITY
     if not system.born_host:
         system.born_host = peer
 
@@ -305,7 +311,7 @@ def _prepare(message: Any, kind: str, peer: str) -> None:
 def _encode(message: Any) -> bytes:
     # Proxies deliver every message with this digest, whatever the sender computed.
     checksum = hashlib.md5(message.body, usedforsecurity=False).hexdigest().upper()
-    digest = definition.Digest(type=definition.DigestType.MD5, checksum=checksum)
-    message.system_properties.body_digest.CopyFrom(digest)
+    message.system_properties.body_digest.type = _MD5
+    message.system_properties.body_digest.checksum = checksum
     encoded: bytes = message.SerializeToString()
     return encoded

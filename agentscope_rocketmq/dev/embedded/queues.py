@@ -95,6 +95,8 @@ class Log:
 
     async def read(self, queue: Queue, offset: int) -> bytes | None:
         """A message, or None when it is no longer kept."""
+        if offset < queue.first:
+            return None
         key = queue.key(offset)
         data = self._cache.get(key)
         if data is None:
@@ -109,7 +111,7 @@ class Log:
     async def find(self, queue: Queue, at_ms: int) -> int:
         """Offset of the first message stored at that time or later; the queue's end if there is none."""
         end = queue.end
-        await self._store.committed()
+        await self._store.written()
         return await self._store.find(queue.key(queue.first), queue.key(end), at_ms) - queue.key(0)
 
     def purge(self, queue: Queue, first: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from agentscope_rocketmq.rocketmq.protocol import definition
 
-__all__ = ["Code", "Refused", "not_modelled", "status"]
+__all__ = ["OK", "Code", "Refused", "not_modelled", "status"]
 
 Code: Any = definition.Code
 
@@ -41,3 +41,7 @@ def not_modelled(what: str) -> Refused:
 def status(code: int, text: str | None = None) -> Any:
     """The protocol's `Status`; without a text the code's name, as a proxy does."""
     return definition.Status(code=code, message=Code.Name(code) if text is None else text)
+
+
+# The most frequent one. Putting it into a message copies it.
+OK: Any = status(Code.OK)

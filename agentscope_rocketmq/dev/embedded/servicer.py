@@ -12,7 +12,7 @@ import grpc
 from agentscope_rocketmq.dev.embedded.checks import check_lite_topic, milliseconds, tags_of
 from agentscope_rocketmq.dev.embedded.clients import Client
 from agentscope_rocketmq.dev.embedded.reading import Terms
-from agentscope_rocketmq.dev.embedded.refusal import Code, Refused, not_modelled, status
+from agentscope_rocketmq.dev.embedded.refusal import OK, Code, Refused, not_modelled, status
 from agentscope_rocketmq.dev.embedded.store import StoreFailed
 from agentscope_rocketmq.rocketmq.protocol import MessagingServiceServicer, definition, service
 
@@ -82,7 +82,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         kinds = [_Types.NORMAL, _Types.FIFO, _Types.LITE, _Types.PRIORITY]
         if topic.type is not None:
             kinds = [_Types.Value(topic.type)]
-        response = service.QueryRouteResponse(status=status(Code.OK))
+        response = service.QueryRouteResponse(status=OK)
         for number in range(topic.width):
             queue = self._message_queue(request, number)
             queue.accept_message_types.extend(kinds)
@@ -95,7 +95,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         topic = self._engine.catalog.topic(request.topic.name)
         group = self._engine.catalog.group(request.group.name)
         in_order = group is not None and topic.type != "LITE" and group.reads_in_order(topic)
-        response = service.QueryAssignmentResponse(status=status(Code.OK))
+        response = service.QueryAssignmentResponse(status=OK)
         for number in range(topic.width) if in_order else (-1,):
             response.assignments.add().message_queue.CopyFrom(self._message_queue(request, number))
         return response
@@ -120,7 +120,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
             client = Client(_client_id(context))
         except Refused as refused:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, refused.text)
-            raise
+            return
         reading = asyncio.create_task(self._read_telemetry(client, requests), name=f"telemetry[{client.id}]")
         try:
             while (command := await client.outbox.get()) is not None:
@@ -128,10 +128,11 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
             if reading.done() and (error := reading.exception()) is not None:
                 await self._abort(context, error)
         finally:
+            # First what must happen: a second cancellation may end the waiting below.
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
             if self._clients.gone(client):
                 self._engine.subscriptions.forget(client.id)
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _read_telemetry(self, client: Client, requests: AsyncIterator[Any]) -> None:
         try:
@@ -152,7 +153,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         """Whether the broker still knows the client."""
         if self._clients.get(client_id) is None:
             raise Refused(Code.UNRECOGNIZED_CLIENT_TYPE, "cannot find client settings for this client")
-        return service.HeartbeatResponse(status=status(Code.OK))
+        return service.HeartbeatResponse(status=OK)
 
     @_answers(service.NotifyClientTerminationResponse)
     async def NotifyClientTermination(self, _request: Any, _context: Any, client_id: str) -> Any:  # noqa: N802
@@ -162,7 +163,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
             raise Refused(Code.UNRECOGNIZED_CLIENT_TYPE, "cannot find client settings for this client")
         self._clients.gone(client)
         self._engine.subscriptions.forget(client_id)
-        return service.NotifyClientTerminationResponse(status=status(Code.OK))
+        return service.NotifyClientTerminationResponse(status=OK)
 
     # ---- sending ----
 
@@ -171,14 +172,14 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         """One message or several."""
         ids = [message.system_properties.message_id for message in request.messages]
         offsets = await self._engine.send(request.messages, peer=_address(context))
-        response = service.SendMessageResponse(status=status(Code.OK))
+        response = service.SendMessageResponse(status=OK)
         for message_id, offset in zip(ids, offsets, strict=True):
-            response.entries.add(status=status(Code.OK), message_id=message_id, offset=offset)
+            response.entries.add(status=OK, message_id=message_id, offset=offset)
         return response
 
     # ---- receiving ----
 
-    async def ReceiveMessage(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def ReceiveMessage(self, request: Any, context: Any) -> None:  # noqa: N802
         """Messages for a consumer, waited for if there are none."""
         received: list[Received] = []
         group: Group | None = None
@@ -186,7 +187,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         try:
             try:
                 group, received = await self._receive(request, context)
-                answer = status(Code.OK) if received else status(Code.MESSAGE_NOT_FOUND, "no new message")
+                answer = OK if received else status(Code.MESSAGE_NOT_FOUND, "no new message")
             except Exception as error:  # noqa: BLE001  (the outermost handler: logged and answered)
                 answer = _status_of(error)
             async with asyncio.timeout(_WRITE_TIMEOUT):
@@ -270,7 +271,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         response = service.AckMessageResponse()
         codes = set()
         for entry in request.entries:
-            answer = status(Code.OK)
+            answer = OK
             try:
                 self._reader.ack(entry.receipt_handle, group, topic.name, entry.lite_topic)
             except Refused as refused:
@@ -296,7 +297,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
             suspend=request.suspend,
         )
         await self._engine.store.committed()
-        return service.ChangeInvisibleDurationResponse(status=status(Code.OK), receipt_handle=handle)
+        return service.ChangeInvisibleDurationResponse(status=OK, receipt_handle=handle)
 
     @_answers(service.ForwardMessageToDeadLetterQueueResponse)
     async def ForwardMessageToDeadLetterQueue(self, request: Any, _context: Any, _client: str) -> Any:  # noqa: N802
@@ -304,7 +305,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         topic, group = self._topic_and_group(request)
         await self._reader.bury(request.receipt_handle, group, topic.name, request.lite_topic)
         await self._engine.store.committed()
-        return service.ForwardMessageToDeadLetterQueueResponse(status=status(Code.OK))
+        return service.ForwardMessageToDeadLetterQueueResponse(status=OK)
 
     def _topic_and_group(self, request: Any) -> tuple[Topic, Group]:
         topic = self._engine.catalog.topic(request.topic.name)
@@ -317,6 +318,9 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
     async def SyncLiteSubscription(self, request: Any, _context: Any, client_id: str) -> Any:  # noqa: N802
         """A client's set of LiteTopics changes."""
         engine, names = self._engine, list(dict.fromkeys(request.lite_topic_set))
+        known = engine.catalog.group(request.group.name)
+        if known is not None and known.known:
+            engine.catalog.check_bound(known, request.topic.name)
         group = engine.catalog.use_as_lite(request.group.name, request.topic.name)
         client = engine.subscriptions.client(client_id, group, request.topic.name)
         actions = definition.LiteSubscriptionAction
@@ -342,7 +346,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         else:
             raise Refused(Code.BAD_REQUEST, f"unknown LiteSubscriptionAction: {request.action}")
         await engine.store.committed()
-        return service.SyncLiteSubscriptionResponse(status=status(Code.OK))
+        return service.SyncLiteSubscriptionResponse(status=OK)
 
     # ---- what only a real RocketMQ does ----
 

@@ -7,7 +7,6 @@ costs. All state of this class belongs to the event loop; only the methods at th
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
 import logging
 import sqlite3
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentscope_rocketmq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-    from typing import TextIO
 
 __all__ = ["Store", "StoreFailed"]
 
@@ -29,32 +27,32 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _VERSION = 1
-# Table -> its columns; the first `keys` of them are its primary key.
-_TABLES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "message": (1, ("id INTEGER", "store_ms INTEGER NOT NULL", "data BLOB NOT NULL")),
-    "meta": (1, ("name TEXT", "value BLOB NOT NULL")),
-    "topic": (1, ("name TEXT", "type TEXT NOT NULL", "queues INTEGER NOT NULL", "expiration INTEGER NOT NULL")),
+# Table -> how many of its columns are its key, and its columns.
+_TABLES: dict[str, tuple[int, str]] = {
+    "message": (1, "id INTEGER, store_ms INTEGER NOT NULL, data BLOB NOT NULL"),
+    "meta": (1, "name TEXT, value BLOB NOT NULL"),
+    "topic": (1, "name TEXT, queues INTEGER NOT NULL, attributes TEXT NOT NULL"),
     "consumer_group": (
         1,
-        ("id INTEGER", "name TEXT NOT NULL", "kind TEXT NOT NULL", "bound_to TEXT", "exclusive INTEGER NOT NULL")
-        + ("ordered INTEGER", "quota INTEGER NOT NULL", "max_attempts INTEGER NOT NULL"),
+        "id INTEGER, name TEXT NOT NULL, known INTEGER NOT NULL, attributes TEXT NOT NULL, ordered INTEGER, "
+        "max_attempts INTEGER NOT NULL",
     ),
     "queue": (
         1,
-        ("id INTEGER", "topic TEXT NOT NULL", "number INTEGER NOT NULL", "lite_topic TEXT", "first INTEGER NOT NULL")
-        + ("oldest_ms INTEGER NOT NULL",),
+        "id INTEGER, topic TEXT NOT NULL, number INTEGER NOT NULL, lite_topic TEXT, first INTEGER NOT NULL, "
+        "oldest_ms INTEGER NOT NULL",
     ),
-    "position": (2, ("grp INTEGER", "queue INTEGER", "next INTEGER NOT NULL")),
+    "position": (2, "grp INTEGER, queue INTEGER, next INTEGER NOT NULL"),
     "lease": (
         3,
-        ("grp INTEGER", "queue INTEGER", "offset INTEGER")
-        + ("attempt INTEGER NOT NULL", "serial INTEGER NOT NULL", "visible_ms INTEGER NOT NULL"),
+        "grp INTEGER, queue INTEGER, offset INTEGER, "
+        "attempt INTEGER NOT NULL, serial INTEGER NOT NULL, visible_ms INTEGER NOT NULL",
     ),
 }
-# Rows a statement, most first: few statement texts, so that SQLite prepares each once. Many rows a statement matter
-# because each step of a statement gives the interpreter lock away and has to wait for the event loop to get it back.
-_ROWS = (64, 16, 4, 1)
+# Rows a statement, at most; SQLite takes 32,766 parameters.
+_ROWS = 256
 _PAGE_CACHE_KIB = 8 * 1024
+_LINGER = 0.02
 
 
 class StoreFailed(Exception):  # noqa: N818
@@ -98,7 +96,6 @@ class Store:
         self._writing: asyncio.Task[None] | None = None
         self._failure: StoreFailed | None = None
         self._connection: sqlite3.Connection
-        self._lock: TextIO | None = None
 
     async def open(self) -> None:
         """Open the file, making it where there is none.
@@ -116,7 +113,7 @@ class Store:
         """Write what is left, and close."""
         while self._writing is not None:
             await self._writing
-        await self._in_thread(self._close)
+        await self._in_thread(self._connection.close)
         self._thread.shutdown()
 
     def put(self, table: str, key: tuple[Any, ...], row: tuple[Any, ...] | None) -> None:
@@ -150,9 +147,20 @@ class Store:
         Raises:
             StoreFailed: It can't be written.
         """
+        if self.durable:
+            await self.written()
+        else:
+            self._check()
+
+    async def written(self) -> None:
+        """Until everything put so far is in the file.
+
+        Raises:
+            StoreFailed: It can't be written.
+        """
         self._check()
-        batch = self._batch if self._batch else self._in_flight
-        if not self.durable or batch is None:
+        batch = self._batch or self._in_flight
+        if batch is None:
             return
         if batch.done is None:
             batch.done = asyncio.get_running_loop().create_future()
@@ -189,6 +197,9 @@ class Store:
     async def _write_all(self) -> None:
         try:
             while self._batch:
+                if not self.durable:
+                    # Nobody waits for it: the fewer batches, the less it costs.
+                    await asyncio.sleep(_LINGER)
                 batch = self._in_flight = self._batch
                 self._batch = _Batch()
                 try:
@@ -219,48 +230,46 @@ class Store:
 
     def _open(self) -> None:
         name = ""  # SQLite's own temporary file: in memory until it is large, and gone with the connection.
-        if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._lock = (self._folder / "lock").open("w")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"The data folder {self._folder} can't be used ({error.strerror}): another broker may have it "
-                    "open; stop that one, or choose another folder."
-                ) from error
-            name = str(self._folder / "broker.db")
-        self._connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
-        execute = self._connection.execute
         try:
-            execute(f"PRAGMA journal_mode = {'WAL' if self.durable else 'OFF'}")
-            execute(f"PRAGMA synchronous = {'FULL' if self.durable and self._fsync else 'OFF'}")
-            execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
-            version = execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
-                raise ConfigurationError(
-                    f"{name} was written by another version of this package (format {version}, this one reads "
-                    f"{_VERSION}): choose another folder, or delete it."
-                )
-            if version == 0:
-                execute("BEGIN")
-                for table, (keys, columns) in _TABLES.items():
-                    primary = ", ".join(column.split()[0] for column in columns[:keys])
-                    rowid = "" if table == "message" else " WITHOUT ROWID"
-                    execute(f"CREATE TABLE {table} ({', '.join(columns)}, PRIMARY KEY ({primary})){rowid}")
-                execute(f"PRAGMA user_version = {_VERSION}")
-                execute("COMMIT")
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                name = str(self._folder / "broker.db")
+            self._connection = sqlite3.connect(name, timeout=0, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigurationError(f"The data folder {self._folder} can't be used ({error}).") from error
+        try:
+            self._prepare()
         except sqlite3.Error as error:
-            self._close()
-            raise ConfigurationError(f"{name} can't be opened ({error}): choose another data folder.") from error
-        except ConfigurationError:
-            self._close()
+            self._connection.close()
+            raise ConfigurationError(
+                f"{name} can't be used ({error}): another broker may have it open; stop that one, or choose another "
+                "data folder."
+            ) from error
+        except BaseException:
+            self._connection.close()
             raise
 
-    def _close(self) -> None:
-        self._connection.close()
-        if self._lock is not None:
-            self._lock.close()
+    def _prepare(self) -> None:
+        execute = self._connection.execute
+        if self.durable:
+            # One process has the file, and keeps it.
+            execute("PRAGMA locking_mode = EXCLUSIVE")
+        execute(f"PRAGMA journal_mode = {'WAL' if self.durable else 'OFF'}")
+        execute(f"PRAGMA synchronous = {'FULL' if self.durable and self._fsync else 'OFF'}")
+        execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
+        execute("BEGIN IMMEDIATE")
+        version = execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise ConfigurationError(
+                f"The data in {self._folder} was written by another version of this package (format {version}; this "
+                f"one has format {_VERSION}): choose another folder, or delete it."
+            )
+        if version == 0:
+            for table, (_, columns) in _TABLES.items():
+                rowid = "" if table == "message" else " WITHOUT ROWID"
+                execute(f"CREATE TABLE {table} ({columns}, PRIMARY KEY ({_key_of(table)})){rowid}")
+            execute(f"PRAGMA user_version = {_VERSION}")
+        execute("COMMIT")
 
     def _write(self, batch: _Batch) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -268,10 +277,9 @@ class Store:
             for table, rows in batch.puts.items():
                 keys, columns = _TABLES[table]
                 stored = [(*key, *row) for key, row in rows.items() if row is not None]
-                self._many(f"INSERT OR REPLACE INTO {table} VALUES ", len(columns), stored, "")
+                self._many(f"INSERT OR REPLACE INTO {table}", columns.count(",") + 1, stored)
                 deleted = [key for key, row in rows.items() if row is None]
-                names = ", ".join(column.split()[0] for column in columns[:keys])
-                self._many(f"DELETE FROM {table} WHERE ({names}) IN (VALUES ", keys, deleted, ")")
+                self._many(f"DELETE FROM {table} WHERE ({_key_of(table)}) IN", keys, deleted)  # noqa: S608
             for first, end in batch.purges:
                 self._connection.execute("DELETE FROM message WHERE id >= ? AND id < ?", (first, end))
             self._connection.execute("COMMIT")
@@ -280,23 +288,23 @@ class Store:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _many(self, head: str, width: int, rows: Sequence[tuple[Any, ...]], tail: str) -> None:
-        place = f"({', '.join('?' * width)})"
-        start = 0
-        for size in _ROWS:
-            sql = head + ", ".join([place] * size) + tail
-            while len(rows) - start >= size:
-                values: Iterable[Any] = itertools.chain.from_iterable(rows[start : start + size])
-                self._connection.execute(sql, tuple(values))
-                start += size
+    def _many(self, head: str, width: int, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement on rows, as few times as possible.
 
-    def _find(self, first: int, end: int, at_ms: int) -> int:
-        # Store times grow with the ids of a queue, and its ids have no holes.
-        while first < end:
-            middle = (first + end) // 2
-            row = self._connection.execute("SELECT store_ms FROM message WHERE id = ?", (middle,)).fetchone()
-            if row is not None and row[0] >= at_ms:
-                end = middle
-            else:
-                first = middle + 1
-        return first
+        Each step of a statement gives the interpreter lock away and waits for the event loop to get it back: many
+        rows in one step are far quicker than `executemany`. Rows of nothing fill up to a power of two, so that there
+        are few statement texts and SQLite prepares each once.
+        """
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            size = 1 << (len(part) - 1).bit_length()
+            names = ", ".join(f"column{number}" for number in range(1, width + 1))
+            values = ", ".join([f"({', '.join('?' * width)})"] * size)
+            tail = f"SELECT {names} FROM (VALUES {values}) WHERE column1 IS NOT NULL"  # noqa: S608
+            parameters = itertools.chain(*part, [None] * (width * (size - len(part))))
+            self._connection.execute(f"{head} ({tail})" if head.endswith("IN") else f"{head} {tail}", tuple(parameters))
+
+
+def _key_of(table: str) -> str:
+    keys, columns = _TABLES[table]
+    return ", ".join(column.split()[0] for column in columns.split(", ")[:keys])
