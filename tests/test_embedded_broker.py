@@ -309,16 +309,19 @@ async def test_the_broker_renews_a_lite_batch_too():
 
 
 async def test_messages_for_a_caller_who_is_gone_go_to_the_next_at_once():
-    async with DevBroker() as broker, peer_of(broker) as producer:
-        async with peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as reader:
-            polls = [asyncio.create_task(reader.poll("G", "T", wait=20)) for _ in range(3)]
-            await asyncio.sleep(0.2)
-            for poll in polls:
-                poll.cancel()
-            await asyncio.gather(*polls, return_exceptions=True)
-            await producer.send(message("T"))
-            async with asyncio.timeout(5):
-                assert len(await reader.take("G", "T")) == 1
+    async with (
+        DevBroker() as broker,
+        peer_of(broker) as producer,
+        peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as reader,
+    ):
+        polls = [asyncio.create_task(reader.poll("G", "T", wait=20)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        await producer.send(message("T"))
+        async with asyncio.timeout(5):
+            assert len(await reader.take("G", "T")) == 1
 
 
 async def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing():
@@ -426,7 +429,9 @@ async def test_a_sender_that_is_too_fast_is_told_so():
         answers = await asyncio.gather(*(peer.send(message("T", bytes(100))) for _ in range(200)))
         codes = {answer.status.code for answer in answers}
         assert codes == {Code.OK, Code.TOO_MANY_REQUESTS}
-        assert (await peer.send(message("T"))).status.code == Code.OK
+        async with asyncio.timeout(LIMIT):
+            while (await peer.send(message("T"))).status.code != Code.OK:
+                continue
 
 
 async def test_polls_and_timers_leave_nothing_behind():

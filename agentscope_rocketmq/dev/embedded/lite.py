@@ -97,9 +97,10 @@ class Subscriptions:
                 self._evicted(other.id, name)
             readers = self._readers.setdefault((client.topic, name), [])
         if name not in client.names:
+            self._clients[client.id] = client
             client.names.add(name)
             readers.append(client)
-        client.offer(name)
+            client.offer(name)
 
     def remove(self, client: LiteClient, names: Collection[str]) -> None:
         """Unsubscribe a client from LiteTopics; those it does not read are ignored."""
@@ -111,8 +112,12 @@ class Subscriptions:
         client = self._clients.get(client_id)
         if client is not None:
             self.remove(client, list(client.names))
-            if not len(client.waiters):
-                del self._clients[client_id]
+            self.release(client)
+
+    def release(self, client: LiteClient) -> None:
+        """Forget a client that neither reads nor polls; to be called when a poll of it has ended."""
+        if not client.names and not len(client.waiters):
+            self._clients.pop(client.id, None)
 
     def offer(self, topic: str, name: str, *, group: Group | None = None) -> None:
         """A LiteTopic may have something to deliver.

@@ -219,6 +219,7 @@ class Reader:
         if target is not None:
             place.seek(target)
             self._engine.watch(group, queue, place)
+            self._engine.offer(queue, group)
 
     async def _wait(
         self, group: Group, waiters: Waiters, take: Callable[[], list[Delivery]], terms: Terms

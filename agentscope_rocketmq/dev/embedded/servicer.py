@@ -232,7 +232,10 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         if client.settings.client_type == definition.ClientType.LITE_PUSH_CONSUMER:
             self._engine.catalog.check_bound(group, topic.name)
             lite = self._engine.subscriptions.client(client.id, group, topic.name)
-            return group, await self._reader.receive_lite(lite, topic, terms)
+            try:
+                return group, await self._reader.receive_lite(lite, topic, terms)
+            finally:
+                self._engine.subscriptions.release(lite)
         self._engine.catalog.use_as_regular(group.name)
         if topic.type == "LITE":
             raise Refused(Code.ILLEGAL_TOPIC, f"topic {topic.name} is of type LITE: only lite consumers read it")

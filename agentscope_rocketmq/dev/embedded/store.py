@@ -52,7 +52,9 @@ _TABLES: dict[str, tuple[int, str]] = {
 # Rows a statement, at most; SQLite takes 32,766 parameters.
 _ROWS = 256
 _PAGE_CACHE_KIB = 8 * 1024
+# How long a transaction waits for company: where nobody waits for it, and where many do. One that is alone does not.
 _LINGER = 0.02
+_GATHER = 0.002
 
 
 class StoreFailed(Exception):  # noqa: N818
@@ -195,18 +197,19 @@ class Store:
             self._writing = asyncio.create_task(self._write_all(), name="rocketmq-store.write")
 
     async def _write_all(self) -> None:
+        crowded = False
         try:
             while self._batch:
-                if not self.durable:
-                    # Nobody waits for it: the fewer batches, the less it costs.
-                    await asyncio.sleep(_LINGER)
+                if not self.durable or crowded:
+                    await asyncio.sleep(_GATHER if self.durable else _LINGER)
                 batch = self._in_flight = self._batch
                 self._batch = _Batch()
                 try:
                     await self._in_thread(lambda written=batch: self._write(written))  # type: ignore[misc]
-                except sqlite3.Error as error:
+                except Exception as error:  # noqa: BLE001  (whatever it is, what was to be written is lost: stop)
                     self._fail(error, batch)
                     return
+                crowded = len(batch.puts.get("message", ())) > 1
                 for key, row in batch.puts.get("message", {}).items():
                     if self._unwritten.pop(key[0], None) is not None and row is not None:
                         self.unwritten_bytes -= len(row[1])
@@ -217,9 +220,9 @@ class Store:
         finally:
             self._writing = self._in_flight = None
 
-    def _fail(self, error: sqlite3.Error, batch: _Batch) -> None:
+    def _fail(self, error: Exception, batch: _Batch) -> None:
         self._failure = StoreFailed(f"the broker can't write its store ({error}): make room and restart it")
-        logger.error("The embedded broker stops taking messages: %s", self._failure)
+        logger.error("The embedded broker stops taking messages: %s", self._failure, exc_info=error)
         for lost in (batch, self._batch):
             if lost.done is not None:
                 lost.done.set_exception(self._failure)
@@ -303,6 +306,17 @@ class Store:
             tail = f"SELECT {names} FROM (VALUES {values}) WHERE column1 IS NOT NULL"  # noqa: S608
             parameters = itertools.chain(*part, [None] * (width * (size - len(part))))
             self._connection.execute(f"{head} ({tail})" if head.endswith("IN") else f"{head} {tail}", tuple(parameters))
+
+    def _find(self, first: int, end: int, at_ms: int) -> int:
+        # Store times grow with the ids of a queue, and its ids have no holes.
+        while first < end:
+            middle = (first + end) // 2
+            row = self._connection.execute("SELECT store_ms FROM message WHERE id = ?", (middle,)).fetchone()
+            if row is not None and row[0] >= at_ms:
+                end = middle
+            else:
+                first = middle + 1
+        return first
 
 
 def _key_of(table: str) -> str:
