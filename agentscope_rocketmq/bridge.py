@@ -119,6 +119,7 @@ class Bridge:
         self._timeouts = timeouts
         self._limits = limits
         self._path = path
+        self._instance_slots = asyncio.Semaphore(limits.concurrency)
         self._running: dict[tuple[str, str], _Run] = {}
         self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,11 +212,19 @@ class Bridge:
             logger.error("Serving %s failed", task.get_name(), exc_info=error)
 
     async def _serve_leased(self, leased: LeasedMessage) -> None:
-        if await self._serve(leased.message, leased):
+        try:
+            done = await self._serve(leased.message, leased)
+        except Exception:
+            # Its slot must not be lost with it, and another worker may do better.
+            await self._consumer.release(leased)
+            raise
+        if done:
             await self._consumer.ack(leased)
+        elif done is False:
+            await self._consumer.release(leased)
 
-    async def _serve(self, message: ReceivedMessage, leased: LeasedMessage | None) -> bool:
-        """Serve one message; whether it is done with. False leaves it leased to whoever else acks it, or nobody."""
+    async def _serve(self, message: ReceivedMessage, leased: LeasedMessage | None) -> bool | None:
+        """Serve one message; whether it is done with. None: a copy, which the run that it is a copy of will ack."""
         try:
             body = message.body(limit=self._limits.request_bytes + _MESSAGE_OVERHEAD)
         except EnvelopeError as error:
@@ -246,7 +255,7 @@ class Bridge:
             self.counters.repeated += 1
             if leased is not None:
                 run.deliveries.append(leased)
-            return False
+            return None
         run = self._running[key] = _Run()
         self.counters.taken += 1
         try:
@@ -256,8 +265,8 @@ class Bridge:
         if complete:
             self.counters.answered += 1
             self._remember(key)
-            for delivery in run.deliveries:
-                await self._consumer.ack(delivery)
+        for delivery in run.deliveries:
+            await (self._consumer.ack if complete else self._consumer.release)(delivery)
         return complete
 
     async def _run(self, envelope: RequestEnvelope, message: ReceivedMessage) -> bool:
@@ -284,6 +293,10 @@ class Bridge:
                     INVALID_REQUEST,
                     f"The request has {size} bytes; this agent takes {self._limits.request_bytes}. Send less.",
                 )
+            elif message.lite_topic is not None and request.runs_agent:
+                # They don't come through the consumer, which counts those that do.
+                async with self._instance_slots:
+                    await self._call_app(envelope, message, response)
             else:
                 await self._call_app(envelope, message, response)
             response.changed.set()

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 FETCH_SECONDS = 5.0
 # Within this a card is not fetched again.
 FRESH_SECONDS = 60.0
+_NOBODY_BEHIND = (502, 503, 504)
 
 
 def default_cache() -> Path:
@@ -67,7 +68,9 @@ class CardFetcher:
             async with httpx.AsyncClient(timeout=FETCH_SECONDS) as http:
                 card = await A2ACardResolver(http, base).get_agent_card(path)
         except AgentCardResolutionError as error:
-            if not isinstance(error.__cause__, httpx.TransportError):
+            # A load balancer in front of processes that are all down answers for them.
+            down = isinstance(error.__cause__, httpx.TransportError) or (error.status_code or 0) in _NOBODY_BEHIND
+            if not down:
                 raise CardError(f"What {url} answers is not an agent card: {error}") from error
             kept = known or await asyncio.to_thread(self._kept, url)
             if kept is None:

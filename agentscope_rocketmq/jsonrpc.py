@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 
 __all__ = [
     "INTERNAL_ERROR",
+    "SEND_METHODS",
     "STREAM_METHODS",
     "Progress",
     "RpcId",
@@ -36,6 +37,9 @@ STREAM_METHODS = frozenset({"SendStreamingMessage", "SubscribeToTask", "message/
 _LONGEST_ID = 1024  # characters; an error must fit into a message with the id it repeats
 _ENDED_STATES = frozenset({"completed", "failed", "canceled", "rejected"})
 _INTERRUPTED_STATES = frozenset({"input-required", "auth-required"})
+
+SEND_METHODS = frozenset({"SendMessage", "SendStreamingMessage", "message/send", "message/stream"})
+"""The A2A methods that give an agent work, by their names in 1.0 and 0.3."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -73,6 +77,11 @@ class RpcRequest:
     def wants_stream(self) -> bool:
         """Whether its answer is a stream of events."""
         return self.method in STREAM_METHODS
+
+    @property
+    def runs_agent(self) -> bool:
+        """Whether it gives the agent work, rather than asking about work or ending it."""
+        return self.method in SEND_METHODS
 
     @classmethod
     def read(cls, body: str) -> RpcRequest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import uuid
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import TAKE_WITHIN_HEADER, InstanceRoutes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from agentscope_rocketmq.card import Address
     from agentscope_rocketmq.config import Limits, Timeouts
@@ -74,6 +75,7 @@ class Carrier:
     def __init__(self, make: Callable[[], tuple[Producer, ReplyChannels]]) -> None:
         self._make = make
         self._starting = asyncio.Lock()
+        self._closed = False
         self._started: tuple[Producer, ReplyChannels] | None = None
 
     @property
@@ -99,6 +101,8 @@ class Carrier:
             BrokerError: Nobody answers, or reply topic, reply group or credentials are refused.
         """
         async with self._starting:
+            if self._closed:
+                raise ClosedError("This RocketMQ object is closed: make a new one.")
             if self._started is not None:
                 return
             producer, replies = self._make()
@@ -112,6 +116,7 @@ class Carrier:
 
     async def aclose(self) -> None:
         """End all calls and leave. Repeated calls are safe."""
+        self._closed = True
         if self._started is not None:
             producer, replies = self._started
             await replies.aclose()
@@ -152,6 +157,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self._timeouts = timeouts
         self._limits = limits
         self._instances = InstanceRoutes()
+        self._pending: set[PendingResponse] = set()
         self._opened = False
         self._closed = False
 
@@ -171,11 +177,12 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             try:
                 head = await pending.head()
             except BaseException:
-                self._carrier.replies.forget(pending)
+                self.forget(pending)
                 raise
         return httpx.Response(
             status_code=head.status,
-            headers=dict(head.headers),
+            # As bytes: whatever a server puts into a header, it is not this side that fails at it.
+            headers=[(name.encode(), value.encode()) for name, value in head.headers.items()],
             stream=_ResponseStream(self, pending, body, request),
             request=request,
             extensions={"rocketmq": {"request_id": pending.call.request_id, "topic": self.address.topic}},
@@ -193,51 +200,46 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             self._opened = True
 
     async def _ask(self, request: httpx.Request, body: str) -> PendingResponse:
-        instance = self._instances.find(body)
-        if instance is not None:
-            pending = await self._send(request, body, instance)
-            try:
-                # An instance says at once that it takes a request; one that is gone says nothing.
-                if await pending.begins_within(INSTANCE_TIMEOUT):
-                    return pending
-            except BaseException:
-                self._carrier.replies.forget(pending)
-                raise
-            self._carrier.replies.forget(pending)
-            logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
-            self._instances.forget(instance)
-        return await self._send(request, body, None)
-
-    async def _send(self, request: httpx.Request, body: str, instance: tuple[str, str] | None) -> PendingResponse:
-        headers = {name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
-        headers[BATCH_HEADER] = "1"
-        if instance is not None:
-            headers[TAKE_WITHIN_HEADER] = f"{INSTANCE_TIMEOUT:g}"
         envelope = RequestEnvelope(
             request_id=uuid.uuid4().hex,
             body=body,
-            headers=headers,
+            headers={name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
+            | {BATCH_HEADER: "1"},
             dest_topic=self.address.topic,
             reply_topic=self._carrier.replies.topic,
             lite_topic=self.session,
         )
         idle, total = self._times(request)
         pending = self._carrier.replies.expect(self.session, envelope.request_id, idle=idle, total=total)
+        self._pending.add(pending)
+        timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
         try:
-            await self._carrier.producer.send(
-                Message(
-                    topic=self.address.topic if instance is None else instance[0],
-                    lite_topic=None if instance is None else instance[1],
-                    body=envelope.encode(),
-                    keys=(envelope.request_id,),
-                    properties=_trace_context(headers),
-                ),
-                timeout=self._timeouts.send if total is None else min(self._timeouts.send, total),
-            )
+            instance = self._instances.find(body)
+            if instance is not None:
+                within = {TAKE_WITHIN_HEADER: f"{INSTANCE_TIMEOUT:g}"}
+                addressed = dataclasses.replace(envelope, headers={**envelope.headers, **within})
+                await self._send(addressed, *instance, timeout=timeout)
+                # An instance says at once that it takes a request; one that is gone says nothing.
+                if await pending.begins_within(INSTANCE_TIMEOUT):
+                    return pending
+                logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
+                self._instances.forget(instance)
+            # Under the same id: an instance that was only slow recognises the copy and does not run it again.
+            await self._send(envelope, self.address.topic, None, timeout=timeout)
         except BaseException:
-            self._carrier.replies.forget(pending)
+            self.forget(pending)
             raise
         return pending
+
+    async def _send(self, envelope: RequestEnvelope, topic: str, lite_topic: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
+        message = Message(
+            topic=topic,
+            lite_topic=lite_topic,
+            body=envelope.encode(),
+            keys=(envelope.request_id,),
+            properties=_trace_context(envelope.headers),
+        )
+        await self._carrier.producer.send(message, timeout=timeout)
 
     def _times(self, request: httpx.Request) -> tuple[float | None, float | None]:
         given = request.extensions.get("timeout") or {}
@@ -259,6 +261,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
 
     def forget(self, pending: PendingResponse) -> None:
         """A response was read to its end, or closed before."""
+        self._pending.discard(pending)
         self._carrier.replies.forget(pending)
 
     async def aclose(self) -> None:
@@ -266,6 +269,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         if self._closed:
             return
         self._closed = True
+        for pending in list(self._pending):
+            self.forget(pending)
         if self._opened:
             # The broker forgets the subscription of a client that is gone; an error here helps nobody.
             with contextlib.suppress(BrokerError, ClosedError):
@@ -308,7 +313,7 @@ def _text(body: bytes, limit: int) -> str:
         raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
 
 
-def _trace_context(headers: dict[str, str]) -> dict[str, str]:
+def _trace_context(headers: Mapping[str, str]) -> dict[str, str]:
     # As message properties too, where broker-side traces find them.
     return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 

@@ -13,7 +13,7 @@ import pytest
 from a2a.client import ClientConfig, ClientFactory
 from agentscope.message import UserMsg
 
-from agentscope_rocketmq import A2AServer, AgentScopeExecutor, RocketMQ
+from agentscope_rocketmq import A2AServer, AgentScopeExecutor, RocketMQ, RocketMQConfig
 from agentscope_rocketmq.app import A2AApp, BoundedTaskStore
 from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, complete_card, parse_card
 from agentscope_rocketmq.errors import (
@@ -27,7 +27,7 @@ from agentscope_rocketmq.errors import (
 )
 from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION
 from agentscope_rocketmq.session import lite_topic_name
-from tests.agents import make_adding_agent, make_echo_agent
+from tests.agents import make_adding_agent, make_echo_agent, scripted
 from tests.services import calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, closed_port, until
 
@@ -279,3 +279,50 @@ def test_with_a_secret_names_are_unguessable_and_owners_apart():
     assert lite_topic_name("bc", owner="a", secret="x") != lite_topic_name("c", owner="ab", secret="x")
     with pytest.raises(ValueError, match="name"):
         lite_topic_name("")
+
+
+async def test_closing_a_client_ends_its_waiting_call(config, topic):
+    async with RocketMQ(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic))
+        call = asyncio.create_task(reply(client, "to nobody"))
+        await until(lambda: rocketmq._carriers[next(iter(rocketmq._carriers))][1].replies._by_call)
+        await client.close()
+        with pytest.raises(Exception, match="closed"):
+            await asyncio.wait_for(call, LIMIT)
+
+
+async def test_a_call_after_the_close_says_so_at_once(config, topic):
+    rocketmq = RocketMQ(config, card_cache=None)
+    client = await rocketmq.client(card_for(config, topic))
+    await rocketmq.aclose()
+    async with asyncio.timeout(5):
+        with pytest.raises(Exception, match="closed"):
+            await reply(client, "too late")
+
+
+async def test_later_messages_of_conversations_keep_to_the_limit_too(config, topic):
+    at_work, most = 0, 0
+
+    def make(_session_id):
+        async def script(messages):
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            yield "working "
+            await asyncio.sleep(0.05)
+            at_work -= 1
+
+        return scripted(script)
+
+    config = config.model_copy(update={"limits": config.limits.model_copy(update={"concurrency": 2})})
+    async with server_for(make, config, topic), RocketMQ(config, card_cache=None) as rocketmq:
+        clients = [await rocketmq.client(card_for(config, topic), session=f"s{number}") for number in range(8)]
+        await asyncio.gather(*(reply(client, "first") for client in clients))
+        most = 0
+        await asyncio.gather(*(reply(client, "second") for client in clients))
+    assert most == 2
+
+
+def test_certificate_authorities_without_tls_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="plain text"):
+        RocketMQConfig(tls_ca=tmp_path / "ca.pem")
