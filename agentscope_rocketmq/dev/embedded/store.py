@@ -54,7 +54,7 @@ _ROWS = 256
 _PAGE_CACHE_KIB = 8 * 1024
 # How long a transaction waits for company: where nobody waits for it, and where many do. One that is alone does not.
 _LINGER = 0.02
-_GATHER = 0.002
+_GATHER = 0.005
 
 
 class StoreFailed(Exception):  # noqa: N818
