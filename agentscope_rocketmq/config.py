@@ -180,11 +180,9 @@ class RocketMQConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _settings_agree(self) -> RocketMQConfig:
+    def _keys_come_in_pairs(self) -> RocketMQConfig:
         if (self.access_key is None) != (self.secret_key is None):
             raise ValueError("an access key and a secret key go together: give both or neither")
-        if self.tls_ca is not None and not self.tls:
-            raise ValueError("tls_ca is given but tls is off, which would send everything in plain text: set tls too")
         return self
 
     @property

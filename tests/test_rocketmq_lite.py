@@ -132,11 +132,8 @@ async def test_another_consumer_takes_over_at_once_and_the_first_is_told(produce
     await first.consumer.subscribe([name, kept])
     await send(producer, lite, name, range(5))
     await first.until(lambda r: len(r.messages) == 5)
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
     await second.consumer.subscribe([name], at=Position.offset(3))
     await second.until(lambda r: len(r.messages) == 2)
-    assert loop.time() - begun < 5  # a batch left un-acked by a dead consumer takes 54 s without the seek
     assert second.bodies() == ["3", "4"]
     await first.until(lambda r: r.lost == [name])
     assert first.consumer.lite_topics == {kept}

@@ -13,7 +13,7 @@ import pytest
 from a2a.client import ClientConfig, ClientFactory
 from agentscope.message import UserMsg
 
-from agentscope_rocketmq import A2AServer, AgentScopeExecutor, RocketMQ, RocketMQConfig
+from agentscope_rocketmq import A2AServer, AgentScopeExecutor, RocketMQ
 from agentscope_rocketmq.app import A2AApp, BoundedTaskStore
 from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, complete_card, parse_card
 from agentscope_rocketmq.errors import (
@@ -321,8 +321,3 @@ async def test_later_messages_of_conversations_keep_to_the_limit_too(config, top
         most = 0
         await asyncio.gather(*(reply(client, "second") for client in clients))
     assert most == 2
-
-
-def test_certificate_authorities_without_tls_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="plain text"):
-        RocketMQConfig(tls_ca=tmp_path / "ca.pem")
