@@ -13,7 +13,8 @@ The rooms, in the order data flows::
     exchange     the caller's half: messages -> one response, each event once and in order. No I/O
     reply        the server's half: one response -> messages. No I/O
     rocketmq     an asyncio client of the RocketMQ 5 protocol
-    bridge       RocketMQ -> ASGI: take, lease, run, publish, ack
+    bridge       RocketMQ -> ASGI: take, lease, run, publish, ack; asgi is what an app is called with
+    handover     requests that belong to another instance's conversation
     server       A2AServer: HTTP, RocketMQ and the well-known card; app is the a2a-sdk's side of it
     executor     AgentScope agent -> a2a executor; events and confirmation are its vocabulary
     provision    topics and groups that a card needs

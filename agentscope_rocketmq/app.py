@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from a2a.server.agent_execution import SimpleRequestContextBuilder
+from a2a.server.id_generator import IDGenerator
 from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_jsonrpc_routes
 from a2a.server.tasks import (
@@ -18,11 +21,14 @@ from a2a.utils.errors import UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
+from agentscope_rocketmq.routes import new_task_id
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from a2a.server.agent_execution import AgentExecutor
     from a2a.server.context import ServerCallContext
+    from a2a.server.id_generator import IDGeneratorContext
     from a2a.server.tasks import TaskStore
     from a2a.types import AgentCard, ListTasksRequest, Message, SendMessageRequest
 
@@ -122,6 +128,16 @@ def _copy(task: Task) -> Task:
     return copied
 
 
+class _TaskIds(IDGenerator):
+    """Task ids by which any worker, and any caller, finds the instance that runs the task."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+
+    def generate(self, context: IDGeneratorContext) -> str:  # noqa: ARG002  (the SDK's interface)
+        return new_task_id(self._instance, uuid.uuid4().hex)
+
+
 class A2AApp:
     """An ASGI app that serves an executor by A2A's JSON-RPC, 1.0 and 0.3.
 
@@ -130,6 +146,7 @@ class A2AApp:
         card: The agent's card, complete.
         path: Path of the JSON-RPC endpoint.
         task_store: Where tasks are kept.
+        instance: LiteTopic of this server instance, which its task ids name.
         extended_card: What authenticated callers get as extended card; None for none.
         push_url_validator: Says of a URL whether notifications may be sent there; None takes the a2a-sdk's rule,
             which refuses addresses of private networks.
@@ -142,6 +159,7 @@ class A2AApp:
         *,
         path: str,
         task_store: TaskStore,
+        instance: str,
         extended_card: AgentCard | None = None,
         push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
@@ -152,6 +170,7 @@ class A2AApp:
             executor,
             task_store,
             card,
+            request_context_builder=SimpleRequestContextBuilder(task_id_generator=_TaskIds(instance)),
             push_config_store=push_configs,
             push_sender=BasePushNotificationSender(self._http, push_configs, push_url_validator=validator),
             push_url_validator=validator,

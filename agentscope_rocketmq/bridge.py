@@ -1,38 +1,40 @@
 """From RocketMQ to an ASGI app and back: takes requests of a topic, runs the app, publishes its responses.
 
 A request is leased while the app works on it and acked when the last message of its response is stored, so a worker
-that dies loses it to another one. A full bridge asks the broker for no more. What can't be a request is set aside
-once: counted, logged, answered where there is somewhere to answer, never handed out again.
+that dies loses it to another one. One that belongs to another instance's conversation is handed over there, its lease
+kept here. A full bridge asks the broker for no more. What can't be a request is set aside once: counted, logged,
+answered where there is somewhere to answer, never handed out again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
+from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope
 from agentscope_rocketmq.envelope import ReplyAddress, RequestEnvelope, ResponseEnvelope
-from agentscope_rocketmq.errors import BrokerError, EnvelopeError
+from agentscope_rocketmq.errors import BrokerError, EnvelopeError, TopicNotFound
+from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, RpcRequest
 from agentscope_rocketmq.reply import ReplyEncoder, error_envelope
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import TAKE_WITHIN_HEADER
+from agentscope_rocketmq.routes import INSTANCE_HEADER, instance_asked_for, same_server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Coroutine
 
+    from agentscope_rocketmq.asgi import ASGIApp
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
-
-    ASGIApp = Callable[
-        [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
-    ]
 
 __all__ = ["Bridge", "BridgeCounters"]
 
@@ -43,6 +45,11 @@ INVALID_REQUEST = -32600
 _ANSWERED = 10_000
 # A reply waits out a restart of the broker that takes this long, whatever the timeout for other sends is.
 _REPLY_SECONDS = 300.0
+# A proxy says of a topic that it does not exist while it can't reach the broker, and a while after.
+_MISSING_TOPIC_SECONDS = 60.0
+_MISSING_TOPIC_PAUSE = 2.0
+# What a stopping bridge still says to those who wait for it, it says within this.
+_LAST_WORDS = 2.0
 # Room in a message beside the body: properties and what the broker adds.
 _MESSAGE_OVERHEAD = 16 * 1024
 
@@ -55,6 +62,7 @@ class BridgeCounters:
         taken: Requests that were run.
         answered: Requests whose response is complete on the broker.
         repeated: Copies of requests running or answered here, not run again.
+        handed_over: Requests answered by the instance that knows their conversation.
         refused: Messages set aside: not an envelope, too large, a reply topic that is not allowed.
         unanswered: Of those taken, the ones whose response could not be published in full.
     """
@@ -62,15 +70,39 @@ class BridgeCounters:
     taken: int = 0
     answered: int = 0
     repeated: int = 0
+    handed_over: int = 0
     refused: int = 0
     unanswered: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    """One request at work, with every delivery of it that is to be acked when it is done."""
+class _Delivery:
+    """One way in which a request came here: leased from the topic, offered by another instance, or by neither.
 
-    deliveries: list[LeasedMessage] = field(default_factory=list)
+    Attributes:
+        message: The message.
+        leased: Its lease, when it came from the topic.
+        offer: The offer, when another instance has the lease.
+    """
+
+    message: ReceivedMessage
+    leased: LeasedMessage | None = None
+    offer: Offer | None = None
+
+    @property
+    def attempt(self) -> int:
+        """Which delivery of the request this is, from 0."""
+        if self.offer is not None:
+            return self.offer.attempt
+        return self.message.attempt - 1 if self.leased is not None else 0
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One request at work, with every delivery of it that is to be settled when it is done."""
+
+    deliveries: list[_Delivery] = field(default_factory=list)
+    reports: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 class Bridge:
@@ -80,8 +112,8 @@ class Bridge:
         app: The ASGI app; its JSON-RPC endpoint is `path`.
         consumer: Takes requests; started and closed by this object.
         producer: Sends responses. Not closed by this object.
-        instance_consumer: Takes requests meant for this very instance; started and closed by this object. None for
-            an instance that is not addressed by itself.
+        instance_consumer: Takes what is meant for this very instance: requests about its tasks, requests handed over
+            and reports on those; started and closed by this object.
         instance: Its LiteTopic.
         reply_topics: LITE topics that responses may go to.
         timeouts: `lease`, `send` and `drain` count here.
@@ -102,8 +134,8 @@ class Bridge:
         reply_topics: frozenset[str],
         timeouts: Timeouts,
         limits: Limits,
-        instance_consumer: LiteConsumer | None = None,
-        instance: str = "",
+        instance_consumer: LiteConsumer,
+        instance: str,
         path: str = "/",
     ) -> None:
         self.counters = BridgeCounters()
@@ -114,12 +146,21 @@ class Bridge:
         self._producer = producer
         self._instance_consumer = instance_consumer
         self._instance = instance
-        self._sticky = (instance_consumer.topic, instance) if instance_consumer is not None else None
+        self._sticky = (instance_consumer.topic, instance)
+        self._handover = Handover(
+            producer,
+            topic=instance_consumer.topic,
+            instance=instance,
+            silence=timeouts.lease,
+            send_timeout=timeouts.send,
+        )
         self._reply_topics = reply_topics
         self._timeouts = timeouts
         self._limits = limits
         self._path = path
-        self._instance_slots = asyncio.Semaphore(limits.concurrency)
+        # Requests that are handed over here don't come through the consumer, which counts those that do.
+        self._at_work = asyncio.Semaphore(limits.concurrency)
+        self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], _Run] = {}
         self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,36 +177,31 @@ class Bridge:
         Raises:
             BrokerError: Nobody answers, or topic, group or credentials are refused.
         """
-        if self._instance_consumer is not None:
-            await self._instance_consumer.start()
-            try:
-                await self._instance_consumer.subscribe([self._instance], at=Position.last())
-            except BaseException:
-                await self._instance_consumer.aclose()
-                raise
+        await self._instance_consumer.start()
         try:
+            await self._instance_consumer.subscribe([self._instance], at=Position.last())
             await self._consumer.start()
         except BaseException:
-            if self._instance_consumer is not None:
-                await self._instance_consumer.aclose()
+            await self._instance_consumer.aclose()
             raise
         self._start_loop(self._request_loop(), "requests")
-        if self._instance_consumer is not None:
-            self._start_loop(self._instance_loop(self._instance_consumer), "instance")
+        self._start_loop(self._instance_loop(), "instance")
 
     async def aclose(self) -> None:
         """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
         stopping = asyncio.create_task(self._consumer.stop(), name=f"bridge[{self.topic}].stop")
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=self._timeouts.drain)
+        # Somebody else watches over those as well: they get them back.
+        for task in self._watched:
+            task.cancel()
+        if working := self._tasks - self._watched:
+            await asyncio.wait(working, timeout=self._timeouts.drain)
         for task in (*self._tasks, *self._loops):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loops, return_exceptions=True)
         await asyncio.gather(stopping, return_exceptions=True)
         # What was not finished is given back, and another worker of the group goes on with it.
         await self._consumer.aclose()
-        if self._instance_consumer is not None:
-            await self._instance_consumer.aclose()
+        await self._instance_consumer.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -189,19 +225,18 @@ class Bridge:
         async for leased in self._consumer.messages():
             self._spawn(self._serve_leased(leased), leased.message)
 
-    async def _instance_loop(self, consumer: LiteConsumer) -> None:
-        async for item in consumer.batches():
+    async def _instance_loop(self) -> None:
+        async for item in self._instance_consumer.batches():
             if not isinstance(item, LiteBatch):
                 logger.error("The LiteTopic of this instance was taken over: instance ids must be unique")
                 continue
-            # Acked on arrival, or a long run would hold up the cancel behind it: what concerns this instance's
-            # tasks ends with it, and its caller then turns to another worker.
-            await consumer.ack(item.messages)
             for message in item.messages:
-                if not self._given_up(message):
-                    self._spawn(self._serve(message, None), message)
+                self._spawn(self._serve_addressed(message), message)
+            # Acked on arrival, or a long run would hold up the cancel behind it. Nothing is lost with it: work has its
+            # lease elsewhere, and whatever else concerns this instance's tasks ends with it.
+            await self._instance_consumer.ack(item.messages)
 
-    def _spawn(self, work: Any, message: ReceivedMessage) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], message: ReceivedMessage) -> None:
         task = asyncio.create_task(work, name=f"bridge[{self.topic}].serve[{message.message_id}]")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -212,77 +247,162 @@ class Bridge:
             logger.error("Serving %s failed", task.get_name(), exc_info=error)
 
     async def _serve_leased(self, leased: LeasedMessage) -> None:
+        """Serve a message of the topic."""
+        delivery = _Delivery(leased.message, leased=leased)
         try:
-            done = await self._serve(leased.message, leased)
+            envelope = await self._read(leased.message)
+            if envelope is None:
+                await self._consumer.ack(leased)
+                return
+            request = RpcRequest.read(envelope.body)
+            instance = instance_asked_for(request, envelope.headers)
+            elsewhere = instance is not None and not same_server(instance, self._instance)
+            if not (instance and elsewhere and await self._hand_over(envelope, delivery, instance)):
+                await self._serve(envelope, request, delivery)
         except Exception:
             # Its slot must not be lost with it, and another worker may do better.
             await self._consumer.release(leased)
             raise
-        if done:
-            await self._consumer.ack(leased)
-        elif done is False:
-            await self._consumer.release(leased)
 
-    async def _serve(self, message: ReceivedMessage, leased: LeasedMessage | None) -> bool | None:
-        """Serve one message; whether it is done with. None: a copy, which the run that it is a copy of will ack."""
+    async def _serve_addressed(self, message: ReceivedMessage) -> None:
+        """Serve a message of this instance's LiteTopic."""
+        with contextlib.suppress(EnvelopeError):
+            if self._handover.hear(message.body(limit=self._limits.request_bytes + _MESSAGE_OVERHEAD)):
+                return
+        envelope = await self._read(message)
+        if envelope is None:
+            return
+        request = RpcRequest.read(envelope.body)
+        offer = Offer.of(envelope.headers)
+        if offer is None and request.runs_agent:
+            # Work is done under a lease only: whoever gets it from the topic hands it over to this instance.
+            headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
+            await self._readdress(dataclasses.replace(envelope, headers=headers))
+        else:
+            await self._serve(envelope, request, _Delivery(message, offer=offer))
+
+    async def _readdress(self, envelope: RequestEnvelope) -> None:
+        message = Message(topic=self.topic, body=envelope.encode(), keys=(envelope.request_id,))
+        try:
+            await self._producer.send(message, timeout=self._timeouts.send)
+        except BrokerError as error:
+            logger.warning("Request %s to this instance is not served: %s", envelope.request_id, error)
+
+    async def _hand_over(self, envelope: RequestEnvelope, delivery: _Delivery, instance: str) -> bool:
+        """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
+        leased = delivery.leased
+        key = _key(envelope)
+        if leased is None or key in self._answered or key in self._running:
+            return False
+        task = asyncio.current_task()
+        if task is not None:
+            self._watched.add(task)
+        try:
+            if len(self._watched) <= self._limits.concurrency:
+                # It is no work here. Beyond that the other instance is what is full: no more is taken for it.
+                self._consumer.park(leased)
+            outcome = await self._handover.offer(envelope, instance, attempt=delivery.attempt)
+        finally:
+            if task is not None:
+                self._watched.discard(task)
+        if outcome is Outcome.NOT_TAKEN:
+            logger.info("Instance %s does not answer: request %s is served here", instance, envelope.request_id)
+            return False
+        if outcome is Outcome.DONE:
+            self.counters.handed_over += 1
+            self._remember(key)
+            await self._consumer.ack(leased)
+        else:
+            await self._consumer.release(leased)
+        return True
+
+    async def _read(self, message: ReceivedMessage) -> RequestEnvelope | None:
+        """The request in a message; None for one that is set aside."""
+        body = b""
         try:
             body = message.body(limit=self._limits.request_bytes + _MESSAGE_OVERHEAD)
-        except EnvelopeError as error:
-            self._set_aside(message, error)
-            return True
-        try:
             envelope = RequestEnvelope.decode(body)
         except EnvelopeError as error:
             self._set_aside(message, error)
             await self._answer_unreadable(body, error)
-            return True
-        if envelope.reply_topic not in self._reply_topics:
-            self._set_aside(
-                message,
-                EnvelopeError(
-                    f"Request {envelope.request_id} wants its answer on topic {envelope.reply_topic!r}, which this "
-                    "server does not write to. Allow it with RocketMQConfig.allowed_reply_topics "
-                    "(ROCKETMQ_ALLOWED_REPLY_TOPICS) if it is right."
-                ),
-            )
-            return True
-        key = (envelope.request_id, envelope.lite_topic)
+            return None
+        if envelope.reply_topic in self._reply_topics:
+            return envelope
+        self._set_aside(
+            message,
+            EnvelopeError(
+                f"Request {envelope.request_id} wants its answer on topic {envelope.reply_topic!r}, which this "
+                "server does not write to. Allow it with RocketMQConfig.allowed_reply_topics "
+                "(ROCKETMQ_ALLOWED_REPLY_TOPICS) if it is right."
+            ),
+        )
+        return None
+
+    async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: _Delivery) -> None:
+        """Run a request, unless it runs or ran here already, and settle its deliveries."""
+        key = _key(envelope)
         if key in self._answered:
             self.counters.repeated += 1
-            return True
+            await self._settle(delivery, complete=True)
+            return
         if (run := self._running.get(key)) is not None:
             # Delivered again although it is at work here: its newest lease is the one that counts.
             self.counters.repeated += 1
-            if leased is not None:
-                run.deliveries.append(leased)
-            return None
+            self._join(run, delivery)
+            return
         run = self._running[key] = _Run()
+        self._join(run, delivery)
         self.counters.taken += 1
+        complete = False
         try:
-            complete = await self._run(envelope, message)
+            complete = await self._run(envelope, request, delivery)
         finally:
             del self._running[key]
-        if complete:
-            self.counters.answered += 1
-            self._remember(key)
-        for delivery in run.deliveries:
-            await (self._consumer.ack if complete else self._consumer.release)(delivery)
-        return complete
+            for report in run.reports:
+                report.cancel()
+            if complete:
+                self.counters.answered += 1
+                self._remember(key)
+            if not cancelled():
+                for each in run.deliveries:
+                    await self._settle(each, complete=complete)
+            else:
+                # Leases are given back when all that is at work has ended; other instances are told now.
+                await self._say_last(*(self._settle(each, complete=False) for each in run.deliveries if each.offer))
 
-    async def _run(self, envelope: RequestEnvelope, message: ReceivedMessage) -> bool:
-        request = RpcRequest.read(envelope.body)
+    def _join(self, run: _Run, delivery: _Delivery) -> None:
+        run.deliveries.append(delivery)
+        if delivery.offer is not None:
+            reporting = self._handover.report_taken(delivery.offer)
+            run.reports.append(asyncio.create_task(reporting, name=f"bridge[{self.topic}].report[{delivery.offer.id}]"))
+
+    async def _settle(self, delivery: _Delivery, *, complete: bool) -> None:
+        if delivery.leased is not None:
+            await (self._consumer.ack if complete else self._consumer.release)(delivery.leased)
+        elif delivery.offer is not None:
+            await self._handover.report_end(delivery.offer, complete=complete)
+
+    async def _say_last(self, *words: Awaitable[object]) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await asyncio.gather(*words, return_exceptions=True)
+
+    async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: _Delivery) -> bool:
+        """Run a request through the app and publish its response; whether it is complete on the broker."""
         encoder = ReplyEncoder(
             envelope.request_id,
             peer_reads_batches=envelope.reads_batches,
             sticky=self._sticky,
-            attempt=message.attempt - 1,
+            attempt=delivery.attempt,
+            run=uuid.uuid4().hex[:16],
             max_message_bytes=self._producer.max_body_size - _MESSAGE_OVERHEAD,
             wants_stream=request.wants_stream,
             rpc_id=request.id,
         )
         size = len(envelope.body.encode())
-        response = _Response(encoder, limit=self._limits.response_buffer_bytes)
-        if message.lite_topic is not None:
+        response = Response(encoder, limit=self._limits.response_buffer_bytes)
+        addressed = delivery.leased is None and delivery.offer is None
+        if addressed:
             response.begin()
         publishing = asyncio.create_task(
             self._publish(envelope, response), name=f"bridge[{self.topic}].publish[{envelope.request_id}]"
@@ -293,30 +413,37 @@ class Bridge:
                     INVALID_REQUEST,
                     f"The request has {size} bytes; this agent takes {self._limits.request_bytes}. Send less.",
                 )
-            elif message.lite_topic is not None and request.runs_agent:
-                # They don't come through the consumer, which counts those that do.
-                async with self._instance_slots:
-                    await self._call_app(envelope, message, response)
+            elif request.runs_agent:
+                async with self._at_work:
+                    await self._call_app(envelope, delivery, response)
             else:
-                await self._call_app(envelope, message, response)
+                await self._call_app(envelope, delivery, response)
             response.changed.set()
             return await publishing
+        except asyncio.CancelledError:
+            if addressed:
+                # Nobody else will answer it.
+                encoder.fail(INTERNAL_ERROR, "The agent's server stops. Ask again: another one may answer.")
+                response.changed.set()
+                await self._say_last(publishing)
+            raise
         finally:
             response.over.set()
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
-    async def _call_app(self, envelope: RequestEnvelope, message: ReceivedMessage, response: _Response) -> None:
-        receive = _Receive(envelope.body.encode(), response.over)
+    async def _call_app(self, envelope: RequestEnvelope, delivery: _Delivery, response: Response) -> None:
+        receive = Receive(envelope.body.encode(), response.over)
+        scope = http_scope(envelope, delivery.message, path=self._path, attempt=delivery.attempt)
         try:
-            await self._app(self._scope(envelope, message), receive, response.send)
+            await self._app(scope, receive, response.send)
         except Exception:
             logger.exception("The A2A app failed on request %s", envelope.request_id)
             response.encoder.fail(
                 INTERNAL_ERROR, f"The agent's server failed on request {envelope.request_id}; its log says why."
             )
             return
-        if _cancelled():
+        if cancelled():
             # The a2a-sdk swallows the cancellation of a blocking send and answers with a task at work.
             raise asyncio.CancelledError
         response.encoder.finish()
@@ -328,7 +455,7 @@ class Bridge:
                 "The task may go on: ask for it (GetTask), or subscribe to it.",
             )
 
-    async def _publish(self, envelope: RequestEnvelope, response: _Response) -> bool:
+    async def _publish(self, envelope: RequestEnvelope, response: Response) -> bool:
         """Send the response's messages one after the other; what piles up meanwhile rides in the next."""
         encoder = response.encoder
         while not encoder.finished:
@@ -350,7 +477,17 @@ class Bridge:
 
     async def _send(self, reply_topic: str, lite_topic: str, reply: ResponseEnvelope) -> None:
         message = Message(topic=reply_topic, lite_topic=lite_topic, body=reply.encode(), keys=(reply.request_id,))
-        await self._producer.send(message, timeout=max(self._timeouts.send, _REPLY_SECONDS))
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _MISSING_TOPIC_SECONDS
+        while True:
+            try:
+                await self._producer.send(message, timeout=max(self._timeouts.send, _REPLY_SECONDS))
+            except TopicNotFound:
+                if loop.time() > patience:
+                    raise
+                await asyncio.sleep(_MISSING_TOPIC_PAUSE)
+            else:
+                return
 
     async def _answer_unreadable(self, body: bytes, error: EnvelopeError) -> None:
         address = ReplyAddress.find(body)
@@ -371,90 +508,6 @@ class Bridge:
         while len(self._answered) > _ANSWERED:
             self._answered.popitem(last=False)
 
-    def _given_up(self, message: ReceivedMessage) -> bool:
-        """Whether the caller of a request to this instance has turned to another worker by now."""
-        try:
-            headers = RequestEnvelope.decode(message.body(limit=self._limits.request_bytes)).headers
-            within = float(headers[TAKE_WITHIN_HEADER])
-        except (EnvelopeError, KeyError, ValueError):
-            return False
-        return (datetime.now(UTC) - message.store_time).total_seconds() > within
 
-    def _scope(self, envelope: RequestEnvelope, message: ReceivedMessage) -> dict[str, Any]:
-        headers = {name.lower(): value for name, value in envelope.headers.items()}
-        headers.setdefault("content-type", "application/json")
-        headers.setdefault("host", "rocketmq")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": self._path,
-            "raw_path": self._path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(name.encode("latin-1", "replace"), value.encode()) for name, value in headers.items()],
-            "client": None,
-            "server": None,
-            "state": {},
-            # For apps that want to know how a request came.
-            "rocketmq": {
-                "topic": message.topic,
-                "lite_topic": envelope.lite_topic,
-                "request_id": envelope.request_id,
-                "message_id": message.message_id,
-                "attempt": message.attempt,
-            },
-        }
-
-
-class _Response:
-    """ASGI's `send` side of one request: only notes what comes, so that a slow broker holds up nobody but itself."""
-
-    def __init__(self, encoder: ReplyEncoder, *, limit: int) -> None:
-        self.encoder = encoder
-        self.changed = asyncio.Event()
-        self.drained = asyncio.Event()
-        self.over = asyncio.Event()
-        self._limit = limit
-
-    def begin(self) -> None:
-        """Say at once that the request is taken."""
-        self.encoder.begin()
-        self.changed.set()
-
-    async def send(self, event: Any) -> None:
-        if self.over.is_set() or _cancelled():
-            raise OSError("the response is over: this worker stops")
-        if event["type"] == "http.response.start":
-            self.encoder.start(event["status"], event.get("headers", ()))
-        elif event["type"] == "http.response.body":
-            self.encoder.feed(event.get("body", b""))
-        self.changed.set()
-        while self.encoder.pending_bytes > self._limit and not self.over.is_set():
-            self.drained.clear()
-            await self.drained.wait()
-
-
-class _Receive:
-    """ASGI's `receive` side: the request body, then nothing until the response is over.
-
-    A caller that leaves can't be seen over RocketMQ, and would cancel nothing: the agent goes on (state.md).
-    """
-
-    def __init__(self, body: bytes, over: asyncio.Event) -> None:
-        self._body: bytes | None = body
-        self._over = over
-
-    async def __call__(self) -> dict[str, Any]:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self._over.wait()
-        return {"type": "http.disconnect"}
-
-
-def _cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _key(envelope: RequestEnvelope) -> tuple[str, str]:
+    return envelope.request_id, envelope.lite_topic

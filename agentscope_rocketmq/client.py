@@ -22,6 +22,7 @@ from agentscope_rocketmq.fetch import CardFetcher, default_cache
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
+from agentscope_rocketmq.routes import InstanceRoutes
 from agentscope_rocketmq.session import ReplyChannels, lite_topic_name
 from agentscope_rocketmq.transport import TOTAL_TIMEOUT_HEADER, Carrier, RocketMQTransport
 
@@ -274,7 +275,7 @@ class RocketMQ:
                 replies = ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
                 return Producer(connection, connect_timeout=connect), replies
 
-            self._carriers[key] = connection, Carrier(make)
+            self._carriers[key] = connection, Carrier(make, InstanceRoutes(config.state_topic))
         return self._carriers[key][1]
 
 

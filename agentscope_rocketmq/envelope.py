@@ -1,7 +1,7 @@
 """The two envelopes of the wire, encoded and decoded, nothing else.
 
 They are those of the Java reference implementation (`org.apache.rocketmq:rocketmq-a2a` 1.0.9): JSON in UTF-8, nulls
-left out, unknown fields ignored. `seq`, `attempt`, `status` and `headers` of a response are ours and go only to
+left out, unknown fields ignored. `seq`, `attempt`, `run`, `status` and `headers` of a response are ours and go only to
 callers that announce in the request, by the header `BATCH_HEADER`, that they read them.
 
 Whoever may write to a topic may write anything into it: decoding checks each type, name and size, and turns whatever
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 BATCH_HEADER = "x-rocketmq-a2a"
-"""Request header that says, with the value `1`: this caller reads batches, `seq`, `attempt`, `status`, `headers`."""
+"""Request header that says, with the value `1`: this caller reads batches and what is ours of a response."""
 
 MAX_HEADERS = 128
 """Most headers that an envelope may carry."""
@@ -46,6 +46,7 @@ _MAX_ID = 1024
 _MAX_NUMBER = 2**53 - 1  # JSON's safe integers
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOPIC = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
+_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITE_TOPIC = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -151,7 +152,8 @@ class ResponseEnvelope:
         context_id: A2A context; None where the server does not say.
         task_id: A2A task; None where the server does not say.
         seq: Number of this message in the response, from 0. None from a server that does not number them.
-        attempt: Which run of the request this is, from 0; a redelivered request runs with a higher one.
+        attempt: Which delivery of the request this answers, from 0; a redelivered request runs with a higher one.
+        run: Id of the run: two workers may each have got a copy of one request, with the same attempt.
         status: HTTP status of the response, in its first message.
         headers: HTTP headers of the response, in its first message.
     """
@@ -166,6 +168,7 @@ class ResponseEnvelope:
     task_id: str | None = None
     seq: int | None = None
     attempt: int | None = None
+    run: str | None = None
     status: int | None = None
     headers: Mapping[str, str] | None = None
 
@@ -182,6 +185,7 @@ class ResponseEnvelope:
             taskId=self.task_id,
             seq=self.seq,
             attempt=self.attempt,
+            run=self.run,
             status=self.status,
             headers=None if self.headers is None else dict(self.headers),
         )
@@ -205,6 +209,7 @@ class ResponseEnvelope:
             task_id=fields.optional_text("taskId", limit=_MAX_ID),
             seq=fields.number("seq"),
             attempt=fields.number("attempt"),
+            run=fields.optional_text("run", _RUN),
             status=fields.number("status", low=100, high=599),
             headers=fields.headers("headers"),
         )

@@ -3,7 +3,8 @@
 Messages may come late, twice, out of order, from an earlier run of the request, or from somebody else. What leaves
 is, for each call, the text of its HTTP response: each event once and in order, or the JSON document.
 
-Servers of this package number their messages (`seq`) and their runs (`attempt`). The Java reference numbers only the
+Servers of this package number their messages (`seq`) and deliveries (`attempt`), and name their runs (`run`): of two
+workers that got copies of one request, the one heard first is listened to. The Java reference numbers only the
 events of a stream, by SSE id, and its end marker may overtake them.
 """
 
@@ -194,7 +195,8 @@ class Call:
         begun: Whether a server has taken the request: its first message, an opening one counted, was fed.
         finished: Whether the response is complete.
         sticky: Reply topic and LiteTopic of the instance that answers; None where it did not say.
-        attempt: The run of the request whose messages are taken; those of earlier ones are dropped.
+        attempt: The delivery of the request whose messages are taken; those of earlier ones are dropped.
+        run: The run of it whose messages are taken; None where the server does not say, or nothing came yet.
         restarts: How often a later run took over from one that had begun to answer.
         missing: Events of a stream without `seq` that never came although its end did.
     """
@@ -208,6 +210,7 @@ class Call:
         self.finished = False
         self.sticky: tuple[str, str] | None = None
         self.attempt = 0
+        self.run: str | None = None
         self.restarts = 0
         self.missing = 0
         self._idle = idle
@@ -298,11 +301,11 @@ class Call:
             if attempt < self.attempt:
                 return None
             if attempt == self.attempt:
-                return self._order if isinstance(self._order, kind) else None
+                return self._order if isinstance(self._order, kind) and envelope.run == self.run else None
             if self.finished:
                 return None
             self.restarts += 1
-        self.attempt = attempt
+        self.attempt, self.run = attempt, envelope.run
         self._order = kind(max_held=self._owner.max_held, max_held_bytes=self._owner.max_held_bytes)
         return self._order
 

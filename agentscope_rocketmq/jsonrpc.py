@@ -1,17 +1,20 @@
 """JSON-RPC texts as they pass by: what the carrier must know about them, read without trusting them.
 
-The carrier moves A2A's JSON-RPC requests and responses as text. It looks inside for three things only: the id and
-method of a request, whether an event is the last one of its task, and whether an error carries what no caller
-should see. Everything here works on text and never raises anything but ValueError.
+The carrier moves A2A's JSON-RPC requests and responses as text. It looks inside for three things only: what a
+request is and which task or context it names, whether an event is the last one of its task, and whether an error
+carries what no caller should see. Everything here works on text and never raises anything but ValueError.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -68,10 +71,12 @@ class RpcRequest:
     Attributes:
         id: Its id, to be repeated in an answer; None where there is none or it can't be read.
         method: Its method; None where it can't be read.
+        params: Its parameters; empty where they can't be read.
     """
 
     id: RpcId = None
     method: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def wants_stream(self) -> bool:
@@ -85,17 +90,18 @@ class RpcRequest:
 
     @classmethod
     def read(cls, body: str) -> RpcRequest:
-        """Read id and method from a request body; what can't be read is None, nothing is raised."""
+        """Read a request body; what can't be read is None or empty, nothing is raised."""
         try:
             request = read_json(body)
         except ValueError:
             return cls()
         if not isinstance(request, dict):
             return cls()
-        rpc_id, method = request.get("id"), request.get("method")
+        rpc_id, method, params = request.get("id"), request.get("method"), request.get("params")
         return cls(
             id=rpc_id if _is_id(rpc_id) else None,
             method=method if isinstance(method, str) else None,
+            params=params if isinstance(params, dict) else {},
         )
 
 

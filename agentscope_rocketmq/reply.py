@@ -55,6 +55,7 @@ class ReplyEncoder:
         peer_reads_batches: bool,
         sticky: tuple[str, str] | None,
         attempt: int,
+        run: str,
         max_message_bytes: int,
         wants_stream: bool,
         rpc_id: RpcId = None,
@@ -65,7 +66,8 @@ class ReplyEncoder:
             request_id: Id of the request envelope.
             peer_reads_batches: Whether the caller announced our additions; if not, it gets the Java format.
             sticky: Reply topic and LiteTopic on which this instance takes further requests; None for nowhere.
-            attempt: Which run of the request this is, from 0.
+            attempt: Which delivery of the request this answers, from 0.
+            run: Id of this run of it.
             max_message_bytes: Largest message the broker takes.
             wants_stream: Whether the request's method is one that is answered with a stream.
             rpc_id: JSON-RPC id of the request, for errors; None where it has none.
@@ -74,6 +76,7 @@ class ReplyEncoder:
         self._batches = peer_reads_batches
         self._sticky = sticky
         self._attempt = attempt
+        self._run = run
         self._max_message_bytes = max_message_bytes
         self._wants_stream = wants_stream
         self._rpc_id = rpc_id
@@ -254,6 +257,7 @@ class ReplyEncoder:
             server_lite_topic=sticky[1],
             seq=number if self._batches else None,
             attempt=self._attempt if self._batches else None,
+            run=self._run if self._batches else None,
             status=self._status if has_head else None,
             headers=self._headers if has_head else None,
         )
@@ -271,6 +275,7 @@ class ReplyEncoder:
                 server_lite_topic=sticky[1],
                 seq=_LARGEST_NUMBER,
                 attempt=_LARGEST_NUMBER,
+                run=self._run,
                 status=self._status,
                 headers=self._headers,
             ).encode()
@@ -345,7 +350,7 @@ def error_envelope(
         rpc_id: JSON-RPC id of the request; None where it has none or can't be read.
         peer_reads_batches: Whether the caller announced our additions to the Java format.
         wants_stream: Whether the request's method is one that is answered with a stream.
-        attempt: Which run of the request this is, from 0.
+        attempt: Which delivery of the request this answers, from 0.
     """
     body = error_response(rpc_id, code, message)
     if peer_reads_batches:

@@ -1,85 +1,150 @@
-"""Which server instance runs a task: learnt from responses, used for requests about the same task or context.
+"""Which server instance knows a task or a conversation: named by task ids, learnt from responses. No I/O.
 
-Workers of one topic share nothing but the topic. A response names the LiteTopic of the instance that answered
-(sticky routing, as in the Java reference); whatever concerns the same task or conversation is sent there first.
+Workers of one topic share nothing but the topic, and each task and conversation lives in one of them. A response
+names the LiteTopic of the instance that answered (sticky routing, as in the Java reference), and the ids of our
+servers' tasks begin with it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.jsonrpc import read_json
 from agentscope_rocketmq.sse import parse_events
 
-__all__ = ["TAKE_WITHIN_HEADER", "InstanceRoutes"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-TAKE_WITHIN_HEADER = "x-rocketmq-take-within"
-"""Header of a request to one instance, in seconds: taken later, its caller has turned to another worker already."""
+    from agentscope_rocketmq.jsonrpc import RpcRequest
 
+__all__ = [
+    "INSTANCE_HEADER",
+    "OFFERED_BY_HEADER",
+    "OFFER_ATTEMPT_HEADER",
+    "OFFER_HEADER",
+    "InstanceRoutes",
+    "instance_asked_for",
+    "is_instance",
+    "is_routing_header",
+    "new_task_id",
+    "same_server",
+]
+
+INSTANCE_HEADER = "x-rocketmq-instance"
+"""Header of a request: LiteTopic of the instance that knows its conversation. Whoever takes it hands it over there."""
+
+OFFER_HEADER = "x-rocketmq-offer"
+"""Header of a request handed over from one instance to another: id of this offer."""
+
+OFFERED_BY_HEADER = "x-rocketmq-offered-by"
+"""The LiteTopic of the instance that offers it, and hears there how it goes."""
+
+OFFER_ATTEMPT_HEADER = "x-rocketmq-offer-attempt"
+"""Which run of the request it is to be, from 0."""
+
+_ROUTING_HEADERS = frozenset({INSTANCE_HEADER, OFFER_HEADER, OFFERED_BY_HEADER, OFFER_ATTEMPT_HEADER})
+# One for each broker that a server listens on: they differ in their endings.
+_INSTANCE = re.compile(r"(i-[0-9a-f]{32})(-[0-9]{1,3})?")
+_TASK_ID = re.compile(r"(i-[0-9a-f]{32})\..+", re.DOTALL)
 _MOST = 10_000
 
 
+def is_instance(name: str) -> bool:
+    """Whether a LiteTopic is one of an instance of ours: nobody makes a server write into another one."""
+    return _INSTANCE.fullmatch(name) is not None
+
+
+def same_server(one: str, other: str) -> bool:
+    """Whether two LiteTopics are those of one server."""
+    first, second = _INSTANCE.fullmatch(one), _INSTANCE.fullmatch(other)
+    return first is not None and second is not None and first[1] == second[1]
+
+
+def is_routing_header(name: str) -> bool:
+    """Whether a header is for the carrier, and no business of the app."""
+    return name.lower() in _ROUTING_HEADERS
+
+
+def new_task_id(instance: str, unique: str) -> str:
+    """A task id that names the instance that runs the task."""
+    return f"{instance}.{unique}"
+
+
+def instance_asked_for(request: RpcRequest, headers: Mapping[str, str]) -> str | None:
+    """The instance that a request should go to, by its task id or its header; None when any will do."""
+    for reference in _references(request.params):
+        if reference.startswith("task:") and (match := _TASK_ID.fullmatch(reference.removeprefix("task:"))):
+            return match[1]
+    given = next((value for name, value in headers.items() if name.lower() == INSTANCE_HEADER), None)
+    return given if given is not None and is_instance(given) else None
+
+
 class InstanceRoutes:
-    """Task and context ids, and the instances that know them.
+    """Task and context ids, and the instances that know them; one for all callers of a process.
 
     Args:
+        state_topic: LITE topic of the instances that task ids name.
         most: Ids to remember; the one not used longest is let go first, and its requests go to any worker.
     """
 
-    def __init__(self, *, most: int = _MOST) -> None:
+    def __init__(self, state_topic: str, *, most: int = _MOST) -> None:
+        self._state_topic = state_topic
         self._most = most
-        self._instances: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._instances: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
+        self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def find(self, request_body: str) -> tuple[str, str] | None:
-        """The instance to ask, as (LITE topic, LiteTopic); None when any worker will do."""
-        if not self._instances:
-            return None
-        for reference in _references(_params(request_body)):
-            instance = self._instances.get(reference)
+    def find(self, agent: str, request: RpcRequest) -> tuple[str, str] | None:
+        """The instance to ask, as (LITE topic, LiteTopic); None when any worker will do.
+
+        Args:
+            agent: Topic of the agent: two agents asked in one session share its context id.
+            request: The JSON-RPC request.
+        """
+        for reference in _references(request.params):
+            instance = self._instances.get((agent, reference))
             if instance is not None:
-                self._instances.move_to_end(reference)
+                self._instances.move_to_end((agent, reference))
                 return instance
-        return None
+        # A task of an earlier process, or of another client.
+        named = instance_asked_for(request, {})
+        if named is None or (self._state_topic, named) in self._gone:
+            return None
+        return self._state_topic, named
 
-    def note(self, instance: tuple[str, str], request_body: str, text: str) -> None:
+    def note(self, agent: str, instance: tuple[str, str], request: RpcRequest, text: str) -> None:
         """Learn from the first piece of a response, JSON document or events, who answered for which ids."""
+        self._gone.pop(instance, None)
         events = [event.data for event in parse_events(text)] or [text]
-        references = set(_references(_params(request_body)))
+        references = set(_references(request.params))
         for event in events[:1]:
             references.update(_references(_result(event)))
         for reference in references:
-            self._instances[reference] = instance
-            self._instances.move_to_end(reference)
+            self._instances[agent, reference] = instance
+            self._instances.move_to_end((agent, reference))
         while len(self._instances) > self._most:
             self._instances.popitem(last=False)
 
     def forget(self, instance: tuple[str, str]) -> None:
-        """That instance is gone."""
+        """That instance does not answer: until it does, its requests go to any worker."""
+        self._gone[instance] = None
+        if len(self._gone) > self._most:
+            self._gone.popitem(last=False)
         for reference in [key for key, value in self._instances.items() if value == instance]:
             del self._instances[reference]
 
 
-def _params(body: str) -> dict[str, Any]:
-    request = _object(body)
-    params = request.get("params")
-    return params if isinstance(params, dict) else {}
-
-
-def _result(body: str) -> dict[str, Any]:
-    result = _object(body).get("result")
+def _result(text: str) -> Mapping[str, Any]:
+    try:
+        response = read_json(text)
+    except ValueError:
+        return {}
+    result = response.get("result") if isinstance(response, dict) else None
     return result if isinstance(result, dict) else {}
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = read_json(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _references(params: dict[str, Any]) -> list[str]:
+def _references(params: Mapping[str, Any]) -> list[str]:
     """Task ids, then context ids, in the places where A2A 1.0 and 0.3 put them."""
     places = [
         params,

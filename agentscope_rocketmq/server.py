@@ -190,6 +190,7 @@ class A2AServer:
                 card,
                 path=path,
                 task_store=task_store or BoundedTaskStore(most=self._config.limits.contexts),
+                instance=self._instance,
                 extended_card=extended_card,
                 push_url_validator=push_url_validator,
             )
@@ -293,6 +294,9 @@ class A2AServer:
             )
         )
         connect = config.timeouts.connect
+        # Two of one server may be on one cluster: each has a LiteTopic of its own.
+        number = len(self._bridges)
+        instance = f"{self._instance}-{number}" if number else self._instance
         producer = await stack.enter_async_context(Producer(connection, connect_timeout=connect))
         bridge = Bridge(
             self._app,
@@ -309,7 +313,7 @@ class A2AServer:
             timeouts=config.timeouts,
             limits=config.limits,
             instance_consumer=LiteConsumer(connection, config.state_topic, config.state_group, connect_timeout=connect),
-            instance=self._instance,
+            instance=instance,
             path=path,
         )
         return await stack.enter_async_context(bridge)

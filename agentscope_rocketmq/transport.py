@@ -26,8 +26,9 @@ from agentscope_rocketmq.errors import (
     MessageTooLarge,
     ResponseCorrupt,
 )
+from agentscope_rocketmq.jsonrpc import RpcRequest
 from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import TAKE_WITHIN_HEADER, InstanceRoutes
+from agentscope_rocketmq.routes import INSTANCE_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.card import Address
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.rocketmq.producer import Producer
+    from agentscope_rocketmq.routes import InstanceRoutes
     from agentscope_rocketmq.session import PendingResponse, ReplyChannels
 
 __all__ = ["TOTAL_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
@@ -66,13 +68,18 @@ _NOT_CARRIED = frozenset(
 
 
 class Carrier:
-    """What all transports of a process to one cluster share: a producer and the reply channels.
+    """What all transports of a process to one cluster share: a producer, the reply channels, and who runs what.
 
     Args:
-        make: Makes both, not started. Called again when a start failed.
+        make: Makes producer and reply channels, not started. Called again when a start failed.
+        routes: What is known of the agents' instances.
+
+    Attributes:
+        routes: The same.
     """
 
-    def __init__(self, make: Callable[[], tuple[Producer, ReplyChannels]]) -> None:
+    def __init__(self, make: Callable[[], tuple[Producer, ReplyChannels]], routes: InstanceRoutes) -> None:
+        self.routes = routes
         self._make = make
         self._starting = asyncio.Lock()
         self._closed = False
@@ -156,7 +163,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self._carrier = carrier
         self._timeouts = timeouts
         self._limits = limits
-        self._instances = InstanceRoutes()
         self._pending: set[PendingResponse] = set()
         self._opened = False
         self._closed = False
@@ -214,22 +220,38 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self._pending.add(pending)
         timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
         try:
-            instance = self._instances.find(body)
-            if instance is not None:
-                within = {TAKE_WITHIN_HEADER: f"{INSTANCE_TIMEOUT:g}"}
-                addressed = dataclasses.replace(envelope, headers={**envelope.headers, **within})
-                await self._send(addressed, *instance, timeout=timeout)
-                # An instance says at once that it takes a request; one that is gone says nothing.
-                if await pending.begins_within(INSTANCE_TIMEOUT):
-                    return pending
-                logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
-                self._instances.forget(instance)
-            # Under the same id: an instance that was only slow recognises the copy and does not run it again.
+            rpc = RpcRequest.read(body)
+            instance = self._carrier.routes.find(self.address.topic, rpc)
+            if instance is not None and rpc.runs_agent:
+                # Work is leased from the topic. Whichever worker takes it hands it over to the one that knows more.
+                envelope = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: instance[1]})
+            elif instance is not None and await self._ask_instance(envelope, instance, pending, timeout):
+                return pending
             await self._send(envelope, self.address.topic, None, timeout=timeout)
         except BaseException:
             self.forget(pending)
             raise
         return pending
+
+    async def _ask_instance(
+        self,
+        envelope: RequestEnvelope,
+        instance: tuple[str, str],
+        pending: PendingResponse,
+        timeout: float,  # noqa: ASYNC109
+    ) -> bool:
+        """Ask the instance that runs a task, however busy it is; whether it answers."""
+        try:
+            await self._send(envelope, *instance, timeout=timeout)
+        except BrokerError as error:
+            logger.info("Instance %s can't be asked: %s", instance[1], error)
+            return False
+        # It says at once that it takes a request; one that is gone says nothing.
+        if await pending.begins_within(INSTANCE_TIMEOUT):
+            return True
+        logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
+        self._carrier.routes.forget(instance)
+        return False
 
     async def _send(self, envelope: RequestEnvelope, topic: str, lite_topic: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
         message = Message(
@@ -257,7 +279,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
     def note(self, pending: PendingResponse, request_body: str, text: str) -> None:
         """Remember which instance runs the task that this first piece of a response tells of."""
         if pending.call.sticky is not None:
-            self._instances.note(pending.call.sticky, request_body, text)
+            rpc = RpcRequest.read(request_body)
+            self._carrier.routes.note(self.address.topic, pending.call.sticky, rpc, text)
 
     def forget(self, pending: PendingResponse) -> None:
         """A response was read to its end, or closed before."""

@@ -114,6 +114,22 @@ def test_the_head_is_known_with_the_first_message_in_order():
     assert not call.finished
 
 
+@given(st.lists(st.sampled_from("AB"), min_size=2, max_size=40))
+def test_of_two_runs_with_one_attempt_the_first_heard_is_listened_to(turns):
+    exchange, call = opened()
+    sent = {"A": 0, "B": 0}
+    texts: list[str] = []
+    for run in turns:
+        texts += feed_all(exchange, [ours(sent[run], f'"{run}{sent[run]}"', run=run)])
+        sent[run] += 1
+    first = turns[0]
+    assert data_of(texts) == [f'"{first}{number}"' for number in range(sent[first])]
+    assert (call.run, exchange.outdated) == (first, len(turns) - sent[first])
+    # The next delivery of the request is listened to, whoever runs it.
+    assert data_of(feed_all(exchange, [ours(0, '"again"', attempt=1, run="C", end=True)])) == ['"again"']
+    assert (call.run, call.finished) == ("C", True)
+
+
 def test_an_opening_message_tells_only_that_the_request_is_taken():
     exchange, call = opened()
     assert not call.begun

@@ -31,6 +31,7 @@ def encoder(
         peer_reads_batches=batches,
         sticky=sticky,
         attempt=attempt,
+        run="run-1",
         max_message_bytes=limit,
         wants_stream=stream,
         rpc_id="rpc-7",
@@ -72,6 +73,7 @@ def test_what_piles_up_rides_in_the_next_message():
         server_lite_topic="i-1",
         seq=0,
         attempt=3,
+        run="run-1",
         status=200,
         headers={"content-type": "text/event-stream; charset=utf-8", "x-trace": "t", "a2a-extensions": "u"},
     )
@@ -79,13 +81,13 @@ def test_what_piles_up_rides_in_the_next_message():
     reply.feed(sent("2", "3"))
     reply.feed(b": ping\r\n\r\n" + sent("4")[:-3])
     assert reply.take() == ResponseEnvelope(
-        request_id="r1", body="data: 2\n\ndata: 3\n\n", stream=True, end=False, seq=1, attempt=3
+        request_id="r1", body="data: 2\n\ndata: 3\n\n", stream=True, end=False, seq=1, attempt=3, run="run-1"
     )
     reply.feed(sent("4")[-3:])
     reply.finish()
     assert not reply.finished
     assert reply.take() == ResponseEnvelope(
-        request_id="r1", body="data: 4\n\n", stream=True, end=True, seq=2, attempt=3
+        request_id="r1", body="data: 4\n\n", stream=True, end=True, seq=2, attempt=3, run="run-1"
     )
     assert reply.finished
     assert reply.take() is None
@@ -103,6 +105,7 @@ def test_an_opening_message_says_at_once_that_the_request_is_taken():
         server_lite_topic="i-1",
         seq=0,
         attempt=0,
+        run="run-1",
     )
     assert reply.take() is None
     reply.start(403, [(b"content-type", b"text/plain")])
@@ -116,6 +119,7 @@ def test_an_opening_message_says_at_once_that_the_request_is_taken():
             end=True,
             seq=1,
             attempt=0,
+            run="run-1",
             status=403,
             headers={"content-type": "text/plain"},
         )
@@ -134,7 +138,9 @@ def test_the_end_goes_alone_when_nothing_waits():
     reply.feed(sent("1"))
     reply.take()
     reply.finish()
-    assert taken(reply) == [ResponseEnvelope(request_id="r1", body=None, stream=True, end=True, seq=1, attempt=0)]
+    assert taken(reply) == [
+        ResponseEnvelope(request_id="r1", body=None, stream=True, end=True, seq=1, attempt=0, run="run-1")
+    ]
 
 
 def test_java_gets_one_event_a_message_with_an_id_and_a_bare_end():
@@ -182,6 +188,7 @@ def test_a_document_keeps_its_status_for_callers_that_read_it():
             end=True,
             seq=0,
             attempt=0,
+            run="run-1",
             status=401,
             headers={"content-type": "text/plain"},
         )

@@ -37,7 +37,7 @@ class LeasedMessage:
         lost: Set when the lease could not be renewed in time: another consumer may have the message by now.
     """
 
-    __slots__ = ("_handle_lock", "_renewal", "lost", "message")
+    __slots__ = ("_handle_lock", "_parked", "_renewal", "lost", "message")
 
     def __init__(self, message: ReceivedMessage) -> None:
         self.message = message
@@ -45,6 +45,7 @@ class LeasedMessage:
         # A renewal replaces the receipt handle; an ack with the old one is refused.
         self._handle_lock = asyncio.Lock()
         self._renewal: asyncio.Task[None] | None = None
+        self._parked = False
 
 
 class GroupConsumer:
@@ -125,6 +126,7 @@ class GroupConsumer:
 
         Returns:
             Whether the broker took it. False (lease lost, broker away): the message will come again to somebody.
+            False, too, for a message that was acked or released before.
         """
         return await self._settle(leased, timeout=timeout, ack=True)
 
@@ -136,8 +138,17 @@ class GroupConsumer:
         """
         return await self._settle(leased, timeout=CLOSE_TIMEOUT, ack=False, after=after)
 
+    def park(self, leased: LeasedMessage) -> None:
+        """Keep the lease but let another message be taken meanwhile: for who watches over work done elsewhere."""
+        if leased in self._leased and not leased._parked:  # noqa: SLF001
+            leased._parked = True  # noqa: SLF001
+            self._free += 1
+            self._poller.wake()
+
     async def _settle(self, leased: LeasedMessage, *, timeout: float, ack: bool, after: float = 0) -> bool:  # noqa: ASYNC109
         message = leased.message
+        if leased not in self._leased:
+            return False
 
         async def settle(seconds: float) -> None:
             if ack:
@@ -162,8 +173,9 @@ class GroupConsumer:
         self._leased.discard(leased)
         if leased._renewal is not None:  # noqa: SLF001
             leased._renewal.cancel()  # noqa: SLF001
-        self._free += 1
-        self._poller.wake()
+        if not leased._parked:  # noqa: SLF001
+            self._free += 1
+            self._poller.wake()
 
     async def stop(self) -> None:
         """Take no more messages. Those leased stay leased and can be acked; what still arrives is given back.

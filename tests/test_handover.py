@@ -1,0 +1,299 @@
+"""Conversations and tasks that live in one of several workers: found by any caller, and not lost with a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import uuid
+from contextlib import AsyncExitStack
+
+import pytest
+from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
+
+from agentscope_rocketmq import RocketMQ, Timeouts
+from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.routes import INSTANCE_HEADER
+from tests.agents import Gate, make_blocked_agent, scripted, user_texts
+from tests.faults import Counter, Follower, Ledger, process
+from tests.services import card_for, reply, request, server_for
+from tests.waiting import LIMIT, until
+
+WORKING, CANCELED = TaskState.TASK_STATE_WORKING, TaskState.TASK_STATE_CANCELED
+
+
+@pytest.fixture
+async def topic(make_topic):
+    return (await make_topic("NORMAL")).topic
+
+
+@pytest.fixture
+async def rocketmq(config):
+    async with RocketMQ(config, card_cache=None) as rocketmq:
+        yield rocketmq
+
+
+@pytest.fixture
+def counter(tmp_path):
+    return Counter(Ledger(tmp_path / "ledger"))
+
+
+def make_named_agent(name):
+    """Answers with its worker's name and what it was told in this conversation."""
+
+    def make(_session_id):
+        async def script(messages):
+            yield f"{name}: " + " | ".join(user_texts(messages))
+
+        return scripted(script, name="agent")
+
+    return make
+
+
+def with_limits(config, **limits):
+    return config.model_copy(update={"limits": config.limits.model_copy(update=limits)})
+
+
+async def begun(client, text="wait"):
+    """A stream that has begun, and the id of its task."""
+    stream = client.send_message(request(text))
+    async for event in stream:
+        if event.HasField("artifact_update"):
+            return stream, event.artifact_update.task_id
+    raise AssertionError("the stream ended before it began")
+
+
+async def test_follow_ups_are_leased_and_answered_by_the_worker_that_knows_the_conversation(config, topic, rocketmq):
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(server_for(make_named_agent(name), config, topic))
+            for name in ("one", "two")
+        ]
+        clients = [await rocketmq.client(card_for(config, topic), session=f"s-{number}") for number in range(12)]
+        workers = [(await reply(client, "a")).split(": ")[0] for client in clients]
+        for turn in range(2):
+            answers = await asyncio.gather(*(reply(client, f"b{turn}") for client in clients))
+            told = " | ".join(["a", *(f"b{number}" for number in range(turn + 1))])
+            assert answers == [f"{worker}: {told}" for worker in workers]
+        counters = [server.bridges[0].counters for server in servers]
+        # Each request was taken from the topic by some worker, and half of the follow-ups by the wrong one.
+        assert sum(each.answered for each in counters) == 36
+        assert sum(each.handed_over for each in counters) > 0
+        assert sum(each.repeated for each in counters) == 0
+
+
+async def test_another_client_of_the_process_reaches_the_conversation(config, topic, rocketmq):
+    async with AsyncExitStack() as stack:
+        for name in ("one", "two"):
+            await stack.enter_async_context(server_for(make_named_agent(name), config, topic))
+        for number in range(6):
+            session = f"shared-{number}"
+            first = await (await rocketmq.client(card_for(config, topic), session=session)).__aenter__()
+            second = await rocketmq.client(card_for(config, topic), session=session)
+            worker = (await reply(first, "a")).split(": ")[0]
+            assert await reply(second, "b") == f"{worker}: a | b"
+
+
+async def test_a_restarted_caller_finds_its_task_although_every_worker_is_full(config, topic, rocketmq):
+    small = with_limits(config, concurrency=1)
+    gates = [Gate(), Gate()]
+    async with AsyncExitStack() as stack:
+        for gate in gates:
+            await stack.enter_async_context(server_for(make_blocked_agent(gate), small, topic))
+        tasks = []
+        for number in range(2):
+            client = await rocketmq.client(card_for(config, topic), session=f"full-{number}")
+            tasks.append((await begun(client))[1])
+        async with RocketMQ(config, card_cache=None) as restarted:
+            client = await restarted.client(card_for(config, topic))
+            for task in tasks:
+                assert (await client.get_task(GetTaskRequest(id=task))).status.state == WORKING
+                assert (await client.cancel_task(CancelTaskRequest(id=task))).status.state == CANCELED
+
+
+async def test_a_request_about_a_task_is_handed_over_by_whoever_gets_it(config, topic, rocketmq):
+    """For callers that know nothing of instances."""
+    gates = [Gate(), Gate()]
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(server_for(make_blocked_agent(gate), config, topic)) for gate in gates
+        ]
+        client = await rocketmq.client(card_for(config, topic))
+        task = (await begun(client))[1]
+        elsewhere = config.model_copy(update={"state_topic": "NoSuchStateTopic"})
+        async with RocketMQ(elsewhere, card_cache=None) as stranger:
+            client = await stranger.client(card_for(config, topic))
+            for _ in range(8):
+                assert (await client.get_task(GetTaskRequest(id=task))).status.state == WORKING
+            counters = [server.bridges[0].counters for server in servers]
+            assert sum(each.handed_over for each in counters) > 0
+            subscribed = client.subscribe(SubscribeToTaskRequest(id=task))
+            await anext(subscribed)
+            gate = next(gate for gate in gates if gate.arrived.is_set())
+            gate.open.set()
+            last = [event async for event in subscribed][-1]
+            assert last.status_update.status.state == TaskState.TASK_STATE_COMPLETED
+
+
+async def test_a_follow_up_of_a_killed_worker_goes_to_another(config, topic, counter):
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with RocketMQ(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic), session="long")
+        with process("work", config, topic, str(counter.ledger.path)) as worker:
+            assert await Follower(client, "first 3").whole() == [0, 1, 2]
+            # A second worker, so that the follow-up may be leased by it and handed over to the first.
+            async with server_for(counter, config, topic) as server:
+                for name in ("second", "third", "fourth"):
+                    async with Follower(client, f"{name} 20") as follower:
+                        await follower.more(3)
+                        if name == "fourth":
+                            worker.kill()
+                        numbers = await follower.whole()
+                        assert numbers[-20:] == list(range(20))
+                assert counter.ledger.count("begin", "fourth") == 2
+                assert counter.ledger.count("end", "fourth") == 1
+                assert (counter.ledger.count("begin", "second"), counter.ledger.count("begin", "third")) == (1, 1)
+                assert await Follower(client, "fifth 3").whole() == [0, 1, 2]
+                assert server.bridges[0].counters.answered >= 2
+
+
+async def test_a_follow_up_whose_watcher_dies_is_not_run_again(config, topic, counter):
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with (
+        RocketMQ(config, card_cache=None) as rocketmq,
+        server_for(counter, config, topic) as server,
+    ):
+        client = await rocketmq.client(card_for(config, topic), session="watched")
+        assert await Follower(client, "first 3").whole() == [0, 1, 2]
+        watched = server.bridges[0].counters
+        with process("work", config, topic, str(counter.ledger.path)) as watcher:
+            while True:
+                name = uuid.uuid4().hex
+                follower = Follower(client, name)
+                await follower.more(3)
+                if _offered(server):  # the other worker has the lease of this one
+                    break
+                counter.enough[name].set()
+                await follower.whole()
+            watcher.kill()
+            watcher.wait()
+        # The broker gives the request to this worker when the lease of the dead one is over.
+        await until(lambda: watched.repeated == 1)
+        counter.enough[name].set()
+        numbers = await follower.whole()
+        assert numbers == list(range(len(numbers)))
+        assert (counter.ledger.count("begin", name), counter.ledger.count("end", name)) == (1, 1)
+
+
+async def test_a_follow_up_of_a_stopping_worker_goes_to_another_at_once(config, topic, counter, rocketmq):
+    patient = config.model_copy(update={"timeouts": config.timeouts.model_copy(update={"drain": 0.5})})
+    client = await rocketmq.client(card_for(config, topic), session="stopping")
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(server_for(counter, patient, topic))
+        assert await Follower(client, "first 3").whole() == [0, 1, 2]
+        await stack.enter_async_context(server_for(counter, config, topic))
+        async with Follower(client, "second 60") as follower:
+            await follower.more(3)
+            await first.aclose()
+            assert (await follower.whole(limit=20))[-60:] == list(range(60))
+        assert await Follower(client, "third 3").whole() == [0, 1, 2]
+
+
+async def test_who_subscribed_at_a_stopping_worker_is_told(config, topic, counter, rocketmq):
+    patient = config.model_copy(update={"timeouts": config.timeouts.model_copy(update={"drain": 0.1})})
+    client = await rocketmq.client(card_for(config, topic))
+    async with server_for(counter, patient, topic), Follower(client, "endless") as follower:
+        await follower.more(3)
+        subscribed = client.subscribe(SubscribeToTaskRequest(id=follower.tasks[0]))
+        await anext(subscribed)
+    with pytest.raises(Exception, match="server stops"):
+        async with asyncio.timeout(LIMIT):
+            async for _ in subscribed:
+                pass
+
+
+async def test_two_copies_of_a_request_are_one_answer(config, topic, counter, rocketmq):
+    """A send that was repeated: two workers get a copy each, and both answer."""
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(server_for(counter, with_limits(config, concurrency=1), topic))
+        client = await rocketmq.client(card_for(config, topic))
+        await rocketmq._carrier(_address(rocketmq, client)).start()
+        carrier = rocketmq._carrier(_address(rocketmq, client))
+        carrier._started = _Twice(carrier.producer), carrier.replies
+        for number in range(3):
+            async with Follower(client, f"copied{number} 40") as follower:
+                assert await follower.whole() == list(range(40))
+                assert len(follower.tasks) == 1
+        await until(lambda: sum(counter.ledger.count("end", f"copied{number}") for number in range(3)) == 6)
+
+
+async def test_work_sent_to_an_instance_itself_is_done_under_a_lease(config, topic, rocketmq, producer):
+    """As a caller of the Java reference may send it."""
+    async with server_for(make_named_agent("one"), config, topic) as server:
+        bridge = server.bridges[0]
+        message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": "hello"}]}
+        envelope = RequestEnvelope(
+            request_id=uuid.uuid4().hex,
+            body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
+            headers={BATCH_HEADER: "1", "A2A-Version": "1.0"},
+            dest_topic=topic,
+            reply_topic=config.reply_topic,
+            lite_topic="caller",
+        )
+        await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=envelope.encode()))
+        await until(lambda: bridge.counters.answered == 1)
+        # The same from the topic is the copy that it is.
+        asked = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: server._instance})
+        await producer.send(Message(topic=topic, body=asked.encode()))
+        await until(lambda: bridge.counters.repeated == 1)
+        assert bridge.counters.taken == 1
+
+
+async def test_offered_work_keeps_to_the_limit(config, topic, rocketmq):
+    """Two workers with one slot each: five conversations of one worker never run at once."""
+    small = with_limits(config, concurrency=1)
+    running, most = 0, 0
+
+    def make(_session_id):
+        async def script(messages):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.05)
+            yield " | ".join(user_texts(messages))
+            running -= 1
+
+        return scripted(script)
+
+    async with server_for(make, small, topic):
+        clients = [await rocketmq.client(card_for(config, topic), session=f"few-{number}") for number in range(5)]
+        assert await asyncio.gather(*(reply(client, "a") for client in clients)) == ["a"] * 5
+        async with server_for(make_named_agent("other"), small, topic):
+            assert await asyncio.gather(*(reply(client, "b") for client in clients)) == ["a | b"] * 5
+    assert most == 1
+
+
+def _offered(server):
+    return any(delivery.offer for run in server.bridges[0]._running.values() for delivery in run.deliveries)
+
+
+def _address(rocketmq, client):
+    from agentscope_rocketmq.card import Address
+
+    return Address.parse(rocketmq.choice(client).url)
+
+
+class _Twice:
+    """A producer each of whose sends is repeated, as one whose answer was lost is."""
+
+    def __init__(self, producer):
+        self._producer = producer
+
+    async def send(self, message, **options):
+        await self._producer.send(message, **options)
+        return await self._producer.send(message, **options)
+
+    async def aclose(self):
+        await self._producer.aclose()
