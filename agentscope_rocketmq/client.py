@@ -120,12 +120,16 @@ class RocketMQ:
             The client. `choice(client)` says which interface it took.
 
         Raises:
+            ConfigurationError: The session's name is empty or no text.
             CardError: The card can't be had, or lists no interface that can be used.
             BrokerError: RocketMQ can't be reached, or reply topic, group or credentials are refused.
         """
+        lite_topic = self._lite_topic(session)
         card = await self.card(agent)
         choice = choose(card, allow_jsonrpc=allow_jsonrpc)
-        transport = await self._transport(card, choice, session, timeouts or self.config.timeouts, extensions, headers)
+        transport = await self._transport(
+            card, choice, lite_topic, timeouts or self.config.timeouts, extensions, headers
+        )
         from a2a.client.base_client import BaseClient  # noqa: PLC0415  (what ClientFactory.create makes)
 
         guards = [] if session is None else [_ContextIsSession(session)]
@@ -189,7 +193,9 @@ class RocketMQ:
 
         Raises:
             ConfigurationError: The factory's config does not list `RocketMQ`: it would silently take another interface.
+                Or the session's name is empty or no text.
         """
+        self._lite_topic(session)
         config: ClientConfig = factory._config  # noqa: SLF001  (the factory has no public view of it)
         if ROCKETMQ not in config.supported_protocol_bindings:
             raise ConfigurationError(
@@ -202,7 +208,7 @@ class RocketMQ:
             best = ClientFactory._find_best_interface(entries)  # noqa: SLF001  (so that both see the same)
             version = best.protocol_version if best else PROTOCOL_VERSION_1_0
             choice = Choice(binding=ROCKETMQ, url=url, version=version)
-            return self._over_rocketmq(card, choice, session, self.config.timeouts, (), None)
+            return self._over_rocketmq(card, choice, self._lite_topic(session), self.config.timeouts, (), None)
 
         factory.register(ROCKETMQ, produce)
 
@@ -224,7 +230,7 @@ class RocketMQ:
         self,
         card: AgentCard,
         choice: Choice,
-        session: str | None,
+        lite_topic: str,
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
@@ -232,25 +238,22 @@ class RocketMQ:
         if choice.binding == ROCKETMQ:
             # Connect now rather than in the first call: whoever asks for a client wants to know.
             await self._carrier(Address.parse(choice.url)).start()
-            return self._over_rocketmq(card, choice, session, timeouts, extensions, headers)
+            return self._over_rocketmq(card, choice, lite_topic, timeouts, extensions, headers)
         return _json_rpc(card, choice, httpx.AsyncClient(**_options(choice, timeouts, extensions, headers)))
 
     def _over_rocketmq(
         self,
         card: AgentCard,
         choice: Choice,
-        session: str | None,
+        lite_topic: str,
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
     ) -> ClientTransport:
         address = Address.parse(choice.url)
-        secret = self.config.a2a_secret
         transport = RocketMQTransport(
             address,
-            session=lite_topic_name(
-                session or uuid.uuid4().hex, secret=None if secret is None else secret.get_secret_value()
-            ),
+            session=lite_topic,
             carrier=self._carrier(address),
             timeouts=timeouts,
             limits=self.config.limits,
@@ -259,6 +262,13 @@ class RocketMQ:
         # httpx can't read a list of endpoints, and this transport knows them.
         url = replace(address, endpoint=address.endpoint.partition(";")[0]).url
         return _json_rpc(card, replace(choice, url=url), httpx.AsyncClient(transport=transport, **options))
+
+    def _lite_topic(self, session: str | None) -> str:
+        secret = self.config.a2a_secret
+        return lite_topic_name(
+            uuid.uuid4().hex if session is None else session,
+            secret=None if secret is None else secret.get_secret_value(),
+        )
 
     def _carrier(self, address: Address) -> Carrier:
         if self._closed:

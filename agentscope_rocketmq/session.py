@@ -21,6 +21,7 @@ from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
     CallTimeout,
     ClosedError,
+    ConfigurationError,
     EnvelopeError,
     ResponseTooSlow,
     SessionTakenOver,
@@ -53,10 +54,16 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
         SHA-256; with a secret `s-` and an HMAC-SHA256 of owner and session. The same input gives the same name always.
 
     Raises:
-        ValueError: The session is empty.
+        ConfigurationError: The session is empty, no text, or can't be written as UTF-8.
     """
-    if not session:
-        raise ValueError("A session needs a name: give any non-empty text.")
+    if not isinstance(session, str) or not session:
+        raise ConfigurationError(f"{session!r} is no session's name: give any non-empty text, or None for a fresh one.")
+    try:
+        session.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"Session {session!r} can't be written as UTF-8 ({session.encode(errors='replace')!r}): give real text."
+        ) from None
     if secret is not None:
         # The length keeps (owner, session) pairs apart that would run together to the same text.
         text = f"{len(owner)}:{owner}{session}".encode()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError
-from agentscope_rocketmq.rocketmq.connection import new_client_id
+from agentscope_rocketmq.rocketmq.connection import new_client_id, speaks_tls
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from agentscope_rocketmq.rocketmq.status import check, from_rpc_error, from_status
+from agentscope_rocketmq.rocketmq.status import check, from_rpc_error, from_status, hopeless, hung_up
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,6 +107,9 @@ class Client:
         self._established = asyncio.Event()
         self._failure: BrokerError | None = None
         self._failed = asyncio.Event()
+        # Endpoints that a start found to be of no use until somebody changes something.
+        self._useless: set[str] = set()
+        self._started = False
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
 
@@ -146,6 +149,7 @@ class Client:
         except BaseException:
             await self.aclose()
             raise
+        self._started = True
 
     async def call(self, method: str, request: Any, *, doing: str, timeout: float = CALL_TIMEOUT) -> Any:  # noqa: ASYNC109
         """One unary call, once.
@@ -257,7 +261,7 @@ class Client:
             except BrokerError as error:
                 self._failure = error
                 failed = endpoint if isinstance(error, BrokerUnreachable) else None
-                if not error.transient:
+                if not error.transient or (not self._started and await self._hopeless(endpoint, error)):
                     self._failed.set()
             if self._established.is_set():
                 logger.info("Telemetry stream to %s ended; opening it anew", endpoint.address)
@@ -265,6 +269,19 @@ class Client:
             self._established.clear()
             attempt += 1
             await asyncio.sleep(backoff(attempt))
+
+    async def _hopeless(self, endpoint: Endpoint, error: BrokerError) -> bool:
+        """Whether no endpoint of the connection can be of use before somebody changes something."""
+        address = endpoint.address
+        if hopeless(error.__cause__) is not None:
+            self._useless.add(address)
+        elif not self.connection.encrypted and hung_up(error.__cause__) and await speaks_tls(address):
+            self._failure = BrokerUnreachable(
+                f"The RocketMQ proxy at {address} wants TLS and was spoken to in plain text. TLS must be set the same "
+                "on both sides: set ROCKETMQ_TLS=true here, or write https in the card."
+            )
+            self._useless.add(address)
+        return self._useless.issuperset(self.connection.addresses)
 
     async def _telemetry(self, endpoint: Endpoint, doing: str) -> None:
         """One telemetry stream, from its opening to its end."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import platform
 import socket
+import ssl
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 
     from agentscope_rocketmq.config import RocketMQConfig
 
-__all__ = ["Connection", "Endpoint", "new_client_id", "user_agent"]
+__all__ = ["Connection", "Endpoint", "new_client_id", "speaks_tls", "user_agent"]
 
 logger = logging.getLogger(__name__)
+
+_PROBE_SECONDS = 2.0
 
 # One message may be as large as the broker allows (4 MiB unless raised there) plus its properties.
 _MAX_GRPC_MESSAGE = 128 * 1024 * 1024
@@ -38,8 +42,9 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_retries", 0),
     # A proxy that restarts is found again within a second, not after gRPC's two minutes of back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name, how long one attempt to connect may take: a handshake over a long way takes its time.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # Channels of one process must not share a subchannel, or one dead connection looks like many.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -129,6 +134,16 @@ class Connection:
     def address(self) -> str:
         """The endpoints as configured, separated by `;`."""
         return ";".join(self._addresses)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints as configured, each `host:port`."""
+        return self._addresses
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it uses TLS."""
+        return self._credentials is not None
 
     def endpoint(self, *, failed: Endpoint | None = None) -> Endpoint:
         """The endpoint to use now.
@@ -238,16 +253,43 @@ def new_client_id() -> str:
     return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
 
 
+async def speaks_tls(address: str) -> bool:
+    """Whether a TLS server listens there: why a plain-text connection to it was closed.
+
+    Args:
+        address: `host:port`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent over it
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+    except OSError:  # a refused handshake and a timeout are some too
+        return False
+    writer.transport.abort()
+    return True
+
+
 def _channel_credentials(tls_ca: Path | None) -> Any:
     if tls_ca is None:
         return grpc.ssl_channel_credentials()
     try:
-        return grpc.ssl_channel_credentials(root_certificates=tls_ca.read_bytes())
+        authorities = tls_ca.read_bytes()
     except OSError as error:
         raise ConfigurationError(
             f"The certificate authorities in {tls_ca} can't be read ({error.strerror}): "
             "give a readable PEM file as ROCKETMQ_TLS_CA."
         ) from error
+    try:
+        # gRPC would only say of a file that it can't use that no connection came about.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authorities.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(
+            f"{tls_ca} holds no certificate authorities ({error}): give a PEM file as ROCKETMQ_TLS_CA."
+        ) from error
+    return grpc.ssl_channel_credentials(root_certificates=authorities)
 
 
 def _scheme(address: str) -> Any:
