@@ -10,6 +10,7 @@
     producer    sends, with flow control and outages waited out up to a deadline
     polling     several staggered long polls, never cancelled
     consumer    a consumer group's share of a NORMAL topic, one lease for each message
+    litetopic   what a reader knows of one LiteTopic: where to begin, what came, what is missing
     lite        LiteTopics: subscribe, seek, ordered batches, acks, take-over
     admin       topics and groups, over the remoting protocol
 
