@@ -6,6 +6,8 @@ once, and no credential appears in a repr, a log or an error.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping  # noqa: TC003  (pydantic reads annotations at run time)
@@ -23,12 +25,13 @@ from pydantic import (
 
 from agentscope_rocketmq.errors import ConfigurationError
 
-__all__ = ["Limits", "RocketMQConfig", "Timeouts", "parse_endpoints"]
+__all__ = ["Limits", "RocketMQConfig", "Timeouts", "endpoint_key", "parse_endpoints"]
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _RESOURCE = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
 # What can stand in a signature's header: printable ASCII without the separators of its fields.
 _ACCESS_KEY = re.compile(r"[!-+\--~]+")
+_LOOPBACK = {"127.0.0.1", "::1"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -58,6 +61,26 @@ def parse_endpoints(endpoint: str) -> tuple[str, ...]:
                 "(several separated by ';'), without a scheme, e.g. 127.0.0.1:8081."
             )
     return addresses
+
+
+def endpoint_key(endpoint: str) -> frozenset[str]:
+    """The cluster that an endpoint list names, whatever its spelling: equal for lists that surely mean the same.
+
+    The order of the list, upper and lower case, forms of an IP address, and the names of this very machine's loopback
+    (`localhost`, 127.0.0.1, ::1) make no difference. Other names are not resolved.
+
+    Raises:
+        ConfigurationError: As `parse_endpoints`.
+    """
+    split = (address.rpartition(":") for address in parse_endpoints(endpoint))
+    return frozenset(f"{_host(host)}:{int(port)}" for host, _, port in split)
+
+
+def _host(host: str) -> str:
+    name = host.strip("[]").lower().removesuffix(".")
+    with contextlib.suppress(ValueError):
+        name = str(ipaddress.ip_address(name))
+    return "localhost" if name in _LOOPBACK else name
 
 
 class Timeouts(BaseModel):
@@ -94,6 +117,8 @@ class Limits(BaseModel):
         request_bytes: Largest decoded request body a server accepts, and largest a caller sends.
         response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
+        stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
+            but for one batch of 32 messages.
         contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
     """
 
@@ -103,6 +128,7 @@ class Limits(BaseModel):
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)
+    stream_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     contexts: int = Field(default=10_000, ge=1)
 
 

@@ -3,6 +3,7 @@
 ::
 
     protocol    the generated stubs, loaded without the official client's import side effects
+    lifecycle   how objects are closed, and the event loop they live in
     status      answer codes and gRPC failures -> the typed errors of `agentscope_rocketmq.errors`
     connection  channels to the proxies of one cluster, signing, TLS, fail-over between endpoints
     client      one client id at a proxy: telemetry stream, settings, heartbeats, re-establishment

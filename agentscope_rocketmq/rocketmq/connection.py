@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from agentscope_rocketmq.config import parse_endpoints
+from agentscope_rocketmq.config import endpoint_key, parse_endpoints
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.protocol import MessagingServiceStub, definition
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["Connection", "Endpoint", "new_client_id", "speaks_tls", "user_agent"
 logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 2.0
+_CLOSE_SECONDS = 3.0
 
 # One message may be as large as the broker allows (4 MiB unless raised there) plus its properties.
 _MAX_GRPC_MESSAGE = 128 * 1024 * 1024
@@ -102,6 +104,7 @@ class Connection:
         self._endpoints: dict[str, Endpoint] = {}
         self._index = 0
         self._closed = False
+        self._closing = Closing(limit=_CLOSE_SECONDS, name=f"connection[{self.address}].close")
 
     @classmethod
     def from_config(
@@ -116,7 +119,14 @@ class Connection:
             namespace: Another namespace than the configuration's.
         """
         target = endpoint or config.endpoint
-        trusted = set(parse_endpoints(target)) <= set(config.endpoints)
+        trusted = endpoint_key(target) <= endpoint_key(config.endpoint)
+        if config.access_key is not None and not trusted:
+            logger.warning(
+                "Calls to RocketMQ at %s are sent without the credentials of this configuration, whose endpoint is %s: "
+                "a card must not be able to collect them. If they are for it too, set ROCKETMQ_ENDPOINT to it.",
+                target,
+                config.endpoint,
+            )
         secret = config.secret_key.get_secret_value() if config.secret_key is not None else None
         return cls(
             target,
@@ -223,9 +233,11 @@ class Connection:
     async def aclose(self) -> None:
         """Close all channels. Producers and consumers are to be closed before. Repeated calls are safe."""
         self._closed = True
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
         endpoints, self._endpoints = list(self._endpoints.values()), {}
-        for endpoint in endpoints:
-            await endpoint.channel.close()
+        await asyncio.gather(*(endpoint.channel.close() for endpoint in endpoints))
 
     async def __aenter__(self) -> Self:
         return self

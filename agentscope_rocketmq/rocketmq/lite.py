@@ -8,13 +8,15 @@ exclusive group a subscription with an offset option takes the LiteTopic over, u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from agentscope_rocketmq.errors import BrokerError, ClosedError, IllegalRequest, QuotaExceeded
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried
+from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError, IllegalRequest, QuotaExceeded
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried, seconds_left
 from agentscope_rocketmq.rocketmq.connection import user_agent
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.litetopic import LiteBatch, LiteLost, Position, Subscription
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
 from agentscope_rocketmq.rocketmq.polling import BATCH_SIZE, Poller
@@ -59,7 +61,8 @@ class LiteConsumer:
     Args:
         connection: The cluster.
         topic: The LITE topic, without namespace.
-        group: Consumer group bound to it, without namespace; exclusive for clean take-over.
+        group: Consumer group bound to it, without namespace; exclusive, since what is missing before a message is
+            taken for the doing of an owner before or after this one.
         connect_timeout: Seconds that `start` may take.
     """
 
@@ -75,7 +78,7 @@ class LiteConsumer:
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._accepted = False
-        self._closing = False
+        self._closing = Closing(limit=4 * CLOSE_TIMEOUT, name=f"lite[{topic}].close")
         self._client = Client(
             connection,
             _settings(connection, topic, group),
@@ -110,13 +113,14 @@ class LiteConsumer:
             BrokerError: Nobody answers, or topic, group or credentials are refused: `GroupNotBound` when the group
                 is bound to another topic or none, …
         """
+        deadline = asyncio.get_running_loop().time() + self._connect_timeout
         await self._client.start(timeout=self._connect_timeout)
         try:
             # An empty set asks the broker whether this group may read this topic at all.
-            await self._sync("COMPLETE_ADD", ())
+            await self._sync("COMPLETE_ADD", (), timeout=seconds_left(deadline))
             self._accepted = True
             self._refresh_now.clear()
-            await self._poller.start(timeout=self._connect_timeout)
+            await self._poller.start(timeout=seconds_left(deadline))
         except BaseException:
             await self._client.aclose()
             raise
@@ -158,15 +162,16 @@ class LiteConsumer:
             )
         # A seek on one's own subscription would make the broker tell this very client that it lost the LiteTopic, and
         # drop it from the client's set (LiteSubscriptionRegistryImpl#excludeClientByLmqName): leave it first.
-        async with self._changing:
+        deadline = asyncio.get_running_loop().time() + timeout
+        async with self._change(deadline):
             leaving = [name for name in lite_topics if name in self._subscriptions]
-            await retried(lambda _: self._leave(leaving), timeout=timeout)
+            await retried(lambda seconds: self._leave(leaving, timeout=seconds), timeout=seconds_left(deadline))
             for names in _chunks(lite_topics, NAMES_A_CALL):
                 # Known before the call: the first message may come before the call returns.
                 for name in names:
                     self._subscriptions[name] = Subscription(start=None if at is None else at.start)
                 try:
-                    await self._join(names, at, timeout)
+                    await self._join(names, at, seconds_left(deadline))
                 except BaseException:
                     for name in names:
                         self._subscriptions.pop(name, None)
@@ -175,13 +180,14 @@ class LiteConsumer:
     async def _join(self, names: Collection[str], at: Position | None, timeout: float) -> None:  # noqa: ASYNC109
         tried = False
 
-        async def join_once(_seconds: float) -> None:
+        async def join_once(seconds: float) -> None:
             nonlocal tried
+            deadline = asyncio.get_running_loop().time() + seconds
             if tried:
                 # The last try may have subscribed them although its answer did not come.
-                await self._sync("PARTIAL_REMOVE", names)
+                await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds))
             tried = True
-            await self._sync("PARTIAL_ADD", names, at)
+            await self._sync("PARTIAL_ADD", names, at, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
 
         await retried(join_once, timeout=timeout)
 
@@ -191,19 +197,37 @@ class LiteConsumer:
         Raises:
             BrokerError: The broker was not told. It is with the next refresh of the whole set, within 10 s.
         """
-        async with self._changing:
-            left = {name: self._subscriptions[name] for name in lite_topics if name in self._subscriptions}
-            await self._leave(left, timeout=CLOSE_TIMEOUT)
+        deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
+        # Known before the call: whatever becomes of it, the next refresh is without them.
+        left = {name: self._subscriptions.pop(name) for name in lite_topics if name in self._subscriptions}
+        async with self._change(deadline):
+            await self._leave(left, timeout=seconds_left(deadline))
         for subscription in left.values():
-            held = next(iter(subscription.unacked.values()), None)
-            if held is not None:
-                self._give_back(held)
+            self._give_back_unacked(subscription)
 
-    async def _leave(self, lite_topics: Collection[str], *, timeout: float = CALL_TIMEOUT) -> None:  # noqa: ASYNC109
+    async def _leave(self, lite_topics: Collection[str], *, timeout: float) -> None:  # noqa: ASYNC109
+        deadline = asyncio.get_running_loop().time() + timeout
         for name in lite_topics:
             self._subscriptions.pop(name, None)
         for names in _chunks(lite_topics, NAMES_A_CALL):
-            await self._sync("PARTIAL_REMOVE", names, timeout=timeout)
+            await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
+
+    @contextlib.asynccontextmanager
+    async def _change(self, deadline: float) -> AsyncIterator[None]:
+        """Alone with the set of subscriptions; a refresh of it may be on its way."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._changing.acquire()
+        except TimeoutError:
+            raise BrokerUnreachable(
+                f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r} failed: earlier calls are still "
+                "without an answer. Check that the RocketMQ proxy runs.",
+                transient=True,
+            ) from None
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def seek(self, lite_topic: str, at: Position) -> None:
         """Read a LiteTopic anew from there; the same as subscribing it again."""
@@ -231,9 +255,10 @@ class LiteConsumer:
             subscription = self._subscriptions.get(message.lite_topic or "")
             if subscription is not None and subscription.unacked.get(message.offset) is message:
                 del subscription.unacked[message.offset]
+        deadline = asyncio.get_running_loop().time() + timeout
         for chunk in _chunks(taken, NAMES_A_CALL):
             try:
-                await self._ack_all(chunk, timeout)
+                await self._ack_all(chunk, seconds_left(deadline))
             except BrokerError as error:
                 logger.warning("%s They will be delivered again.", error)
 
@@ -249,23 +274,29 @@ class LiteConsumer:
 
     async def aclose(self) -> None:
         """Drop all subscriptions and leave. Repeated calls are safe."""
-        if self._closing:
-            return
-        self._closing = True
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
         self._poller.stop()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._subscriptions.clear()
-        if self._client.established:
-            try:
-                await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
-            except BrokerError as error:
-                logger.debug("%s", error)
-        # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
-        await self._poller.aclose(wait=False)
-        await self._client.aclose()
-        self._unread.put_nowait(None)
+        left, self._subscriptions = self._subscriptions, {}
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._client.established:
+                try:
+                    await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
+                except (BrokerError, ClosedError) as error:
+                    logger.debug("%s", error)
+                for subscription in left.values():
+                    self._give_back_unacked(subscription)
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
+            await self._poller.aclose(wait=False)
+            await self._client.aclose()
+            self._unread.put_nowait(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -329,12 +360,17 @@ class LiteConsumer:
             return
         logger.info("LiteTopic %r of %r was taken over by another client", name, self.topic)
         self._refresh_now.set()
-        held = held or next(iter(subscription.unacked.values()), None)
         if held is not None:
             self._give_back(held)
+        self._give_back_unacked(subscription)
         for message in subscription.unacked.values():
             message.receipt_handle = ""  # its ack would commit what the new owner has to get
         self._unread.put_nowait(LiteLost(name))
+
+    def _give_back_unacked(self, subscription: Subscription) -> None:
+        # All that is un-acked of a LiteTopic is of one batch.
+        for message in list(subscription.unacked.values())[:1]:
+            self._give_back(message)
 
     def _give_back(self, message: ReceivedMessage) -> None:
         """Let the LiteTopic's owner have the batch of this message at once, rather than when it is visible again."""
