@@ -86,7 +86,8 @@ def consecutive(offsets):
     return offsets == list(range(offsets[0], offsets[0] + len(offsets)))
 
 
-@pytest.mark.parametrize("back", [None, 0, 3], ids=["the end", "where the old owner is", "before that"])
+# Not to the end: there the broker rarely keeps a batch of the old owner (docs/rocketmq-client.md).
+@pytest.mark.parametrize("back", [0, 3], ids=["where the old owner is", "before that"])
 async def test_fifty_take_overs_of_a_busy_stream_begin_at_once_where_they_ask(
     connection, producer, lite, back, never_visible_again
 ):
@@ -96,11 +97,10 @@ async def test_fifty_take_overs_of_a_busy_stream_begin_at_once_where_they_ask(
         await until(lambda: len(old.offsets) > 10)
         for _ in range(50):
             told, before = old.lost, list(old.offsets)
-            await new.take(Position.last() if back is None else Position.offset(before[-1] + 1 - back))
+            await new.take(Position.offset(before[-1] + 1 - back))
             await until(lambda new=new: len(new.offsets) > 10)
             await until(lambda old=old, told=told: old.lost == told + 1)
-            if back is not None:
-                assert new.offsets[0] == before[-1] + 1 - back
+            assert new.offsets[0] == before[-1] + 1 - back
             assert consecutive(new.offsets)
             old, new = new, old
 
