@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import uuid
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from a2a.server.tasks import (
     InMemoryTaskStore,
 )
 from a2a.types import ListTasksResponse, Task, TaskState
-from a2a.utils.errors import UnsupportedOperationError
+from a2a.utils.errors import InvalidParamsError, UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
     from a2a.server.context import ServerCallContext
     from a2a.server.id_generator import IDGeneratorContext
     from a2a.server.tasks import TaskStore
-    from a2a.types import AgentCard, ListTasksRequest, Message, SendMessageRequest
+    from a2a.types import AgentCard, ListTasksRequest, Message, SendMessageRequest, TaskPushNotificationConfig
 
-__all__ = ["A2AApp", "BoundedTaskStore"]
+__all__ = ["A2AApp", "BoundedPushConfigStore", "BoundedTaskStore"]
+
+logger = logging.getLogger(__name__)
 
 _AT_WORK = (TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_WORKING)
 _ENDED = (
@@ -45,13 +49,15 @@ _ENDED = (
 # after this many seconds, and made anew by the next message.
 _INTERRUPTED_SECONDS = 600.0
 _PUSH_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 
 
 class BoundedTaskStore(InMemoryTaskStore):
     """Tasks in memory, as the a2a-sdk keeps them, but not for ever.
 
     Args:
-        most: Ended tasks to keep; beyond that the one that ended first is forgotten. Tasks at work always stay.
+        most: Ended tasks to keep, and as many that wait for input or authentication; beyond that the one that ended
+            first, or has waited longest, is forgotten. Tasks at work always stay.
     """
 
     def __init__(self, *, most: int) -> None:
@@ -60,15 +66,19 @@ class BoundedTaskStore(InMemoryTaskStore):
         super().__init__(use_copying=False)
         self._most = most
         self._ended: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
 
     async def save(self, task: Task, context: ServerCallContext) -> None:
         """Save a task; see `TaskStore.save`."""
         await super().save(task, context)
-        if task.status.state not in _ENDED:
+        key = context.user.user_name, task.id
+        self._waiting.pop(key, None)
+        if task.status.state in _AT_WORK:
             return
-        self._ended[context.user.user_name, task.id] = context
-        while len(self._ended) > self._most:
-            (_, task_id), owner = self._ended.popitem(last=False)
+        kept = self._ended if task.status.state in _ENDED else self._waiting
+        kept[key] = context
+        while len(kept) > self._most:
+            (_, task_id), owner = kept.popitem(last=False)
             await super().delete(task_id, owner)
 
     async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
@@ -82,6 +92,43 @@ class BoundedTaskStore(InMemoryTaskStore):
         copied = ListTasksResponse()
         copied.CopyFrom(listed)
         return copied
+
+
+class BoundedPushConfigStore(InMemoryPushNotificationConfigStore):
+    """Push notification configurations in memory, as the a2a-sdk keeps them, but not for ever.
+
+    Args:
+        most: Tasks to keep configurations of; beyond that those of the task that got its first one longest ago go.
+        most_a_task: Configurations of one task; another one is refused.
+    """
+
+    def __init__(self, *, most: int, most_a_task: int = 16) -> None:
+        super().__init__()
+        self._most = most
+        self._most_a_task = most_a_task
+        self._order: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
+
+    async def set_info(
+        self, task_id: str, notification_config: TaskPushNotificationConfig, context: ServerCallContext
+    ) -> TaskPushNotificationConfig:
+        """Set one; see `PushNotificationConfigStore.set_info`."""
+        known = await self.get_info(task_id, context)
+        if len(known) >= self._most_a_task and notification_config.id not in {config.id for config in known}:
+            raise InvalidParamsError(
+                f"Task {task_id} has {len(known)} push notification configurations: delete one before adding another."
+            )
+        stored: TaskPushNotificationConfig = await super().set_info(task_id, notification_config, context)
+        self._order.setdefault((self.owner_resolver(context), task_id), context)
+        while len(self._order) > self._most:
+            (_, oldest), owner = self._order.popitem(last=False)
+            await super().delete_info(oldest, owner)
+        return stored
+
+    async def delete_info(self, task_id: str, context: ServerCallContext, config_id: str | None = None) -> None:
+        """Delete one, or all of a task; see `PushNotificationConfigStore.delete_info`."""
+        await super().delete_info(task_id, context, config_id)
+        if not await self.get_info(task_id, context):
+            self._order.pop((self.owner_resolver(context), task_id), None)
 
 
 class _RequestHandler(DefaultRequestHandler):
@@ -150,6 +197,7 @@ class A2AApp:
         extended_card: What authenticated callers get as extended card; None for none.
         push_url_validator: Says of a URL whether notifications may be sent there; None takes the a2a-sdk's rule,
             which refuses addresses of private networks.
+        most_push_configs: Tasks whose push notification configurations are kept, up to 16 each.
     """
 
     def __init__(
@@ -162,10 +210,11 @@ class A2AApp:
         instance: str,
         extended_card: AgentCard | None = None,
         push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
+        most_push_configs: int = 10_000,
     ) -> None:
         validator = push_url_validator or validate_push_notification_url
         self._http = httpx.AsyncClient(timeout=_PUSH_SECONDS)
-        push_configs = InMemoryPushNotificationConfigStore()
+        push_configs = BoundedPushConfigStore(most=most_push_configs)
         self._handler = _RequestHandler(
             executor,
             task_store,
@@ -184,6 +233,13 @@ class A2AApp:
         await self._app(scope, receive, send)
 
     async def aclose(self) -> None:
-        """End the runs still at work; their tasks stay as they are."""
-        await self._handler.aclose()
-        await self._http.aclose()
+        """End the runs still at work, within 10 s; their tasks stay as they are."""
+        # Not a timeout around it: it waits even then for an agent that does not mind being cancelled.
+        ending = asyncio.create_task(self._handler.aclose(), name="a2a-app.close")
+        try:
+            done, _ = await asyncio.wait({ending}, timeout=_CLOSE_SECONDS)
+        finally:
+            ending.cancel()
+            await self._http.aclose()
+        if not done:
+            logger.warning("An agent did not end within %g s of its cancellation and is left behind", _CLOSE_SECONDS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import httpx
 from a2a.client import ClientCallContext, ClientCallInterceptor, ClientConfig, ClientFactory
@@ -16,10 +18,11 @@ from a2a.compat.v0_3.versions import is_legacy_version
 from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
 
 from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, Address, Choice, choose, parse_card, read_card
-from agentscope_rocketmq.config import RocketMQConfig
+from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
 from agentscope_rocketmq.fetch import CardFetcher, default_cache
 from agentscope_rocketmq.rocketmq.connection import Connection
+from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
@@ -47,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS_HEADER = "A2A-Extensions"
 _KEEP_CARDS = object()
+# Far beyond what anything in it may take.
+_CLOSE_SECONDS = 30.0
 
 
 def call_context(*, idle: float | None = None, total: float | None = None) -> ClientCallContext:
@@ -73,9 +78,12 @@ class RocketMQ:
         self.config = RocketMQConfig.from_env() if config is None else config
         cache: Any = default_cache() if card_cache is _KEEP_CARDS else card_cache
         self._cards = CardFetcher(cache)
-        self._carriers: dict[tuple[str, str, bool], tuple[Connection, Carrier]] = {}
+        self._carriers: dict[tuple[frozenset[str], str, bool], tuple[Connection, Carrier]] = {}
         self._clients: WeakKeyDictionary[Any, Choice] = WeakKeyDictionary()
-        self._closed = False
+        # Those of clients over JSON-RPC; those over RocketMQ end with their carrier.
+        self._https: WeakSet[httpx.AsyncClient] = WeakSet()
+        self._home = Home("This RocketMQ object")
+        self._closing = Closing(limit=_CLOSE_SECONDS, name="rocketmq.close")
 
     async def card(self, agent: AgentSource) -> AgentCard:
         """The card of an agent.
@@ -121,16 +129,24 @@ class RocketMQ:
             The client. `choice(client)` says which interface it took.
 
         Raises:
+            ConfigurationError: The session's name is empty or no text.
             CardError: The card can't be had, or lists no interface that can be used.
             BrokerError: RocketMQ can't be reached, or reply topic, group or credentials are refused.
+            WrongEventLoop: This object lives in another event loop.
+            ClosedError: This object is closed.
         """
+        self._check()
+        lite_topic = self._lite_topic(session)
         card = await self.card(agent)
         choice = choose(card, allow_jsonrpc=allow_jsonrpc)
-        transport = await self._transport(card, choice, session, timeouts or self.config.timeouts, extensions, headers)
+        transport = await self._transport(
+            card, choice, lite_topic, timeouts or self.config.timeouts, extensions, headers
+        )
         from a2a.client.base_client import BaseClient  # noqa: PLC0415  (what ClientFactory.create makes)
 
         guards = [] if session is None else [_ContextIsSession(session)]
         client = BaseClient(card, ClientConfig(streaming=True), transport, [*guards, *interceptors])
+        finalize(client, _warn_unless_closed, transport.httpx_client, self._closing, card.name).atexit = False
         self._clients[client] = choice
         logger.info("Agent %r is called over %s at %s", card.name, choice.binding, choice.url)
         return client
@@ -190,7 +206,9 @@ class RocketMQ:
 
         Raises:
             ConfigurationError: The factory's config does not list `RocketMQ`: it would silently take another interface.
+                Or the session's name is empty or no text.
         """
+        self._lite_topic(session)
         config: ClientConfig = factory._config  # noqa: SLF001  (the factory has no public view of it)
         if ROCKETMQ not in config.supported_protocol_bindings:
             raise ConfigurationError(
@@ -203,19 +221,39 @@ class RocketMQ:
             best = ClientFactory._find_best_interface(entries)  # noqa: SLF001  (so that both see the same)
             version = best.protocol_version if best else PROTOCOL_VERSION_1_0
             choice = Choice(binding=ROCKETMQ, url=url, version=version)
-            return self._over_rocketmq(card, choice, session, self.config.timeouts, (), None)
+            return self._over_rocketmq(card, choice, self._lite_topic(session), self.config.timeouts, (), None)
 
         factory.register(ROCKETMQ, produce)
 
     async def aclose(self) -> None:
-        """Close all connections; clients and agents handed out end with it. Repeated calls are safe."""
-        self._closed = True
-        carriers, self._carriers = list(self._carriers.values()), {}
-        for connection, carrier in carriers:
-            await carrier.aclose()
-            await connection.aclose()
+        """Close all connections; clients and agents handed out end with it. Repeated calls are safe.
+
+        A call that is cancelled does not stop the closing, which takes some seconds at most: call again to wait for it.
+        """
+        self._home.check()
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
+        ends = [http.aclose() for http in list(self._https)]
+        ends += [_close(connection, carrier) for connection, carrier in self._carriers.values()]
+        results = await asyncio.gather(*ends, return_exceptions=True)
+        self._carriers.clear()
+        for error in results:
+            if error is not None:
+                raise error
+
+    def __del__(self) -> None:
+        if getattr(self, "_carriers", None) and not self._closing.begun:
+            warnings.warn(
+                "A RocketMQ object was dropped without being closed: its connections and sessions stay until this "
+                "process ends. Use `async with RocketMQ(...)`, or await its aclose().",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     async def __aenter__(self) -> Self:
+        self._check()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -225,33 +263,32 @@ class RocketMQ:
         self,
         card: AgentCard,
         choice: Choice,
-        session: str | None,
+        lite_topic: str,
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
-    ) -> ClientTransport:
+    ) -> JsonRpcTransport | CompatJsonRpcTransport:
         if choice.binding == ROCKETMQ:
             # Connect now rather than in the first call: whoever asks for a client wants to know.
             await self._carrier(Address.parse(choice.url)).start()
-            return self._over_rocketmq(card, choice, session, timeouts, extensions, headers)
-        return _json_rpc(card, choice, httpx.AsyncClient(**_options(choice, timeouts, extensions, headers)))
+            return self._over_rocketmq(card, choice, lite_topic, timeouts, extensions, headers)
+        http = httpx.AsyncClient(**_options(choice, timeouts, extensions, headers))
+        self._https.add(http)
+        return _json_rpc(card, choice, http)
 
     def _over_rocketmq(
         self,
         card: AgentCard,
         choice: Choice,
-        session: str | None,
+        lite_topic: str,
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
-    ) -> ClientTransport:
+    ) -> JsonRpcTransport | CompatJsonRpcTransport:
         address = Address.parse(choice.url)
-        secret = self.config.a2a_secret
         transport = RocketMQTransport(
             address,
-            session=lite_topic_name(
-                session or uuid.uuid4().hex, secret=None if secret is None else secret.get_secret_value()
-            ),
+            session=lite_topic,
             carrier=self._carrier(address),
             timeouts=timeouts,
             limits=self.config.limits,
@@ -261,10 +298,23 @@ class RocketMQ:
         url = replace(address, endpoint=address.endpoint.partition(";")[0]).url
         return _json_rpc(card, replace(choice, url=url), httpx.AsyncClient(transport=transport, **options))
 
+    def _lite_topic(self, session: str | None) -> str:
+        secret = self.config.a2a_secret
+        return lite_topic_name(
+            uuid.uuid4().hex if session is None else session,
+            secret=None if secret is None else secret.get_secret_value(),
+        )
+
+    def _check(self) -> None:
+        self._home.check()
+        if self._closing.begun:
+            raise ClosedError("This RocketMQ object is closed: make a new one.")
+
     def _carrier(self, address: Address) -> Carrier:
-        if self._closed:
-            raise ClosedError("This RocketMQ object is closed.")
-        key = (address.endpoint, address.namespace, address.secure or self.config.tls)
+        if self._closing.begun:
+            raise ClosedError("This RocketMQ object is closed: make a new one.")
+        # One for each cluster, however cards spell it: a second one would take the sessions of the first over.
+        key = (endpoint_key(address.endpoint), address.namespace, address.secure or self.config.tls)
         if key not in self._carriers:
             config = self.config.model_copy(update={"tls": key[2]})
             connection = Connection.from_config(config, endpoint=address.endpoint, namespace=address.namespace)
@@ -293,7 +343,24 @@ def _options(
     return {"headers": all_headers, "timeout": timeout}
 
 
-def _json_rpc(card: AgentCard, choice: Choice, http: httpx.AsyncClient) -> ClientTransport:
+async def _close(connection: Connection, carrier: Carrier) -> None:
+    try:
+        await carrier.aclose()
+    finally:
+        await connection.aclose()
+
+
+def _warn_unless_closed(http: httpx.AsyncClient, closing: Closing, agent: str) -> None:
+    if not http.is_closed and not closing.begun:
+        warnings.warn(
+            f"A client of agent {agent!r} was dropped without being closed: its session stays subscribed until its "
+            "RocketMQ object is closed. Use `async with await rocketmq.client(...)`, or await its close().",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+
+def _json_rpc(card: AgentCard, choice: Choice, http: httpx.AsyncClient) -> JsonRpcTransport | CompatJsonRpcTransport:
     kind = CompatJsonRpcTransport if is_legacy_version(choice.version) else JsonRpcTransport
     return kind(http, card, choice.url)
 

@@ -6,6 +6,8 @@ once, and no credential appears in a repr, a log or an error.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping  # noqa: TC003  (pydantic reads annotations at run time)
@@ -23,10 +25,13 @@ from pydantic import (
 
 from agentscope_rocketmq.errors import ConfigurationError
 
-__all__ = ["Limits", "RocketMQConfig", "Timeouts", "parse_endpoints"]
+__all__ = ["Limits", "RocketMQConfig", "Timeouts", "endpoint_key", "parse_endpoints"]
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _RESOURCE = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
+# What can stand in a signature's header: printable ASCII without the separators of its fields.
+_ACCESS_KEY = re.compile(r"[!-+\--~]+")
+_LOOPBACK = {"127.0.0.1", "::1"}
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 
@@ -58,6 +63,26 @@ def parse_endpoints(endpoint: str) -> tuple[str, ...]:
     return addresses
 
 
+def endpoint_key(endpoint: str) -> frozenset[str]:
+    """The cluster that an endpoint list names, whatever its spelling: equal for lists that surely mean the same.
+
+    The order of the list, upper and lower case, forms of an IP address, and the names of this very machine's loopback
+    (`localhost`, 127.0.0.1, ::1) make no difference. Other names are not resolved.
+
+    Raises:
+        ConfigurationError: As `parse_endpoints`.
+    """
+    split = (address.rpartition(":") for address in parse_endpoints(endpoint))
+    return frozenset(f"{_host(host)}:{int(port)}" for host, _, port in split)
+
+
+def _host(host: str) -> str:
+    name = host.strip("[]").lower().removesuffix(".")
+    with contextlib.suppress(ValueError):
+        name = str(ipaddress.ip_address(name))
+    return "localhost" if name in _LOOPBACK else name
+
+
 class Timeouts(BaseModel):
     """How long to wait for what, in seconds. Idle and total time of a call are apart.
 
@@ -66,19 +91,20 @@ class Timeouts(BaseModel):
         send: For one message to be accepted by the broker, retries and reconnects included.
         idle: Between two events of a response (and before the first). None waits for ever.
         total: For a call from its sending to its last event. None sets no such limit.
-        lease: How long a request stays invisible to other workers without being renewed. It is renewed every third
-            of that while its agent works, so a dead worker's request goes to another one after at most this long.
+        lease: How long a request stays invisible to other workers without being renewed (10 s to 12 h, which is what
+            a proxy takes). It is renewed every third of that while its agent works, so a dead worker's request goes to
+            another one after at most this long.
         stall: How long a reader of a streamed response may leave its buffer full before it is cut off.
         drain: How long a stopping server waits for the requests it is still working on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     connect: float = Field(default=10.0, gt=0)
     send: float = Field(default=30.0, gt=0)
     idle: float | None = Field(default=300.0, gt=0)
     total: float | None = Field(default=3600.0, gt=0)
-    lease: float = Field(default=30.0, ge=10)
+    lease: float = Field(default=30.0, ge=10, le=12 * 3600)
     stall: float = Field(default=30.0, gt=0)
     drain: float = Field(default=10.0, ge=0)
 
@@ -91,6 +117,8 @@ class Limits(BaseModel):
         request_bytes: Largest decoded request body a server accepts, and largest a caller sends.
         response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
+        stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
+            but for one batch of 32 messages.
         contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
     """
 
@@ -100,6 +128,7 @@ class Limits(BaseModel):
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)
+    stream_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     contexts: int = Field(default=10_000, ge=1)
 
 
@@ -175,8 +204,32 @@ class RocketMQConfig(BaseModel):
     @field_validator("reply_topic", "reply_group", "state_topic", "state_group")
     @classmethod
     def _name_is_legal(cls, value: str) -> str:
-        if not _RESOURCE.fullmatch(value):
-            raise ValueError(f"{value!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%', '|'")
+        return _legal(value)
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace_is_legal_or_none(cls, value: str) -> str:
+        return value and _legal(value)
+
+    @field_validator("allowed_reply_topics")
+    @classmethod
+    def _names_are_legal(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_legal(name) for name in value)
+
+    @field_validator("access_key")
+    @classmethod
+    def _access_key_fits_a_header(cls, value: str | None) -> str | None:
+        if value is not None and not _ACCESS_KEY.fullmatch(value):
+            raise ValueError("an access key is printable ASCII without spaces and commas")
+        return value
+
+    @field_validator("secret_key", "a2a_secret")
+    @classmethod
+    def _secret_is_text(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            secret = value.get_secret_value()
+            if not secret or secret.encode(errors="replace").decode() != secret:
+                raise ValueError("a secret is text, not empty and encodable as UTF-8; leave it out for none")
         return value
 
     @model_validator(mode="after")
@@ -224,6 +277,12 @@ class RocketMQConfig(BaseModel):
             else:
                 values[field] = text
         return cls(**(values | overrides))
+
+
+def _legal(name: str) -> str:
+    if not _RESOURCE.fullmatch(name):
+        raise ValueError(f"{name!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%', '|'")
+    return name
 
 
 def _boolean(name: str, text: str) -> bool:

@@ -21,7 +21,8 @@
     │   ├── CallTimeout               idle or total time ran out; says which
     │   ├── ResponseTooSlow           the reader of a stream did not keep up
     │   └── ResponseCorrupt           what came back can't be put together
-    ├── SessionTakenOver              another process opened this session
+    ├── SessionTakenOver              another reader opened this session
+    ├── WrongEventLoop                the object lives in another event loop
     └── ClosedError                   the object was used before its start or after its close
 
 Each message says what happened, to which topic, session or request, and what to do about it. None carries a
@@ -52,6 +53,7 @@ __all__ = [
     "Throttled",
     "TopicNotFound",
     "TopicTypeMismatch",
+    "WrongEventLoop",
 ]
 
 # Names follow the table of design.md (`SessionTakenOver`, …): what happened, not "SomethingError".
@@ -171,7 +173,7 @@ class ResponseCorrupt(CallError):
 
 
 class SessionTakenOver(AgentScopeRocketMQError):
-    """Another process opened this session; this one no longer receives its events.
+    """Another reader opened this session; this one no longer receives its events.
 
     Attributes:
         session: The session's LiteTopic.
@@ -180,6 +182,10 @@ class SessionTakenOver(AgentScopeRocketMQError):
     def __init__(self, message: str, *, session: str) -> None:
         super().__init__(message)
         self.session = session
+
+
+class WrongEventLoop(AgentScopeRocketMQError, RuntimeError):
+    """The object was used from another event loop than the one it lives in."""
 
 
 class ClosedError(AgentScopeRocketMQError, RuntimeError):

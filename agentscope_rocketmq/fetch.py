@@ -104,7 +104,12 @@ class CardFetcher:
             file.parent.mkdir(parents=True, exist_ok=True)
             # Written beside and renamed: another process never reads half a card.
             with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as beside:
-                json.dump(card_to_dict(card), beside)
-            Path(beside.name).replace(file)
-        except OSError as error:
+                try:
+                    json.dump(card_to_dict(card), beside)
+                    beside.flush()
+                    Path(beside.name).replace(file)
+                except BaseException:
+                    Path(beside.name).unlink(missing_ok=True)
+                    raise
+        except (OSError, ValueError) as error:  # a card with half of a surrogate pair can't be written
             logger.warning("The card of %s could not be kept in %s: %s", url, file.parent, error)

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import uuid
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from agentscope_rocketmq.config import RocketMQConfig
 from agentscope_rocketmq.errors import CardError, ClosedError, ConfigurationError
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
+from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
 
@@ -50,7 +52,11 @@ logger = logging.getLogger(__name__)
 
 CARD_PATH = "/.well-known/agent-card.json"
 _HTTP_START_SECONDS = 10.0
-_LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0", ""}  # noqa: S104  (compared, not bound)
+_EVERY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104  (compared, not bound)
+_LOOPBACK = {"127.0.0.1", "localhost", "::1", *_EVERY_ADDRESS}
+# What a stop takes beyond `Timeouts.drain`: long polls that must not be cut, agents that don't end, and farewells.
+_CLOSE_SECONDS = 60.0
+_RESOLVE_SECONDS = 2.0
 
 
 class A2AServer:
@@ -72,7 +78,8 @@ class A2AServer:
         host: Address to serve HTTP on, unless `serve` says otherwise.
         port: Port to serve HTTP on, unless `serve` says otherwise; 0 lets the kernel choose one.
         public_url: URL at which callers reach the HTTP endpoint, for the card. None takes the card's JSONRPC URL when
-            that names another machine (a load balancer, say), else the address served on.
+            that names another machine (a load balancer, say), else the address served on; when that is every address
+            (0.0.0.0, ::), this machine's host name, or loopback where that can't be resolved.
         task_store: Where the a2a-sdk keeps tasks; None keeps up to `Limits.contexts` ended ones in memory.
         extended_card: Card for authenticated callers; None for none.
         push_url_validator: Says of a URL whether push notifications may go there; None refuses private networks.
@@ -159,7 +166,7 @@ class A2AServer:
         public_url: str | None,
     ) -> None:
         self._config = RocketMQConfig.from_env() if config is None else config
-        self._card = _load(card)
+        self._card = self._written = _load(card)
         if not rocketmq_addresses(self._card):
             raise CardError(
                 f"The card of agent {self._card.name!r} lists no RocketMQ interface, so there is no topic to serve: "
@@ -172,7 +179,10 @@ class A2AServer:
         self._instance = f"i-{uuid.uuid4().hex}"
         self._app: Any = None
         self._url: str | None = None
+        self._home = Home(f"The server of agent {self._card.name!r}")
+        self._starting = False
         self._resources: contextlib.AsyncExitStack | None = None
+        self._closing = Closing(limit=self._config.timeouts.drain + _CLOSE_SECONDS, name="a2a-server.close")
         self._bridges: list[Bridge] = []
 
     def _serve_executor(
@@ -228,12 +238,15 @@ class A2AServer:
         Raises:
             BrokerError: RocketMQ can't be reached, or topic, group or credentials are refused (typed subclasses).
             ConfigurationError: The HTTP address can't be served on.
+            ClosedError: It serves already.
+            WrongEventLoop: It serves in another event loop.
         """
-        self._host = self._host if host is None else host
-        self._port = self._port if port is None else port
-        async with self:
+        await self._start(self._host if host is None else host, self._port if port is None else port)
+        try:
             with _signals() as stopped:
                 await self._until(stopped)
+        finally:
+            await self.aclose()
 
     async def _until(self, stopped: asyncio.Event) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (stopped, *(b.failed for b in self._bridges))]
@@ -248,14 +261,34 @@ class A2AServer:
 
     async def start(self) -> None:
         """Start serving; `async with server:` does the same (errors as `serve`)."""
-        if self._resources is not None:
-            raise ClosedError("The A2A server is started already.")
+        await self._start(self._host, self._port)
+
+    async def _start(self, host: str, port: int) -> None:
+        self._home.check()
+        if self._starting or self._resources is not None:
+            raise ClosedError(
+                f"The server of agent {self._card.name!r} is started already: one A2AServer serves once at a time. "
+                "Make another one, or await its aclose() first."
+            )
+        self._starting = True
+        try:
+            await self._open(host, port)
+        except BaseException:
+            self._home.leave()
+            raise
+        finally:
+            self._starting = False
+        logger.info("Agent %r serves %s", self._card.name, ", ".join([self.url, *(b.topic for b in self._bridges)]))
+
+    async def _open(self, host: str, port: int) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._forget)
-            listening = _listen(self._host, self._port)
+            listening = _listen(host, port)
             stack.callback(listening.close)
-            self._url = _base_url(self._host, listening.getsockname()[1])
-            self._card = complete_card(self._card, jsonrpc_url=self._http_interface(self._url))
+            port = listening.getsockname()[1]
+            self._url = _base_url(_shown(host), port)
+            published = _base_url(await _reachable(host), port)
+            self._card = complete_card(self._written, jsonrpc_url=self._http_interface(published))
             path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
             self._app = self._make_app(self._card, path)
             if hasattr(self._app, "aclose"):
@@ -265,13 +298,33 @@ class A2AServer:
             for address in rocketmq_addresses(self._card):
                 self._bridges.append(await self._start_bridge(stack, address, path))
             self._resources = stack.pop_all()
-        logger.info("Agent %r serves %s", self._card.name, ", ".join([self.url, *(b.topic for b in self._bridges)]))
 
     async def aclose(self) -> None:
-        """Stop: take no more requests, end those at work within `Timeouts.drain`, give back the rest. Idempotent."""
-        resources, self._resources = self._resources, None
-        if resources is not None:
-            await resources.aclose()
+        """Stop: take no more requests, end those at work within `Timeouts.drain`, give back the rest. Idempotent.
+
+        A call that is cancelled does not stop the closing: call again to wait for it.
+        """
+        if self._resources is None:
+            return
+        self._home.check()
+        closing = self._closing
+        try:
+            await closing(self._resources.aclose)
+        finally:
+            if closing.done and closing is self._closing:
+                self._closing = closing.again()
+                self._resources = None
+                self._home.leave()
+
+    def __del__(self) -> None:
+        if getattr(self, "_resources", None) is not None and not self._closing.begun:
+            warnings.warn(
+                f"The server of agent {self._card.name!r} was dropped without being closed: it serves until this "
+                "process ends. Use `async with server:`, or await its aclose().",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
     def _forget(self) -> None:
         self._bridges.clear()
@@ -320,7 +373,7 @@ class A2AServer:
 
     def _http_interface(self, served: str) -> str:
         """URL of the JSON-RPC interface for the card."""
-        listed = urlsplit(jsonrpc_url(self._card) or "")
+        listed = urlsplit(jsonrpc_url(self._written) or "")
         if self._public_url is not None:
             return self._public_url
         if (listed.hostname or "") not in _LOOPBACK:
@@ -384,8 +437,10 @@ def _load(card: CardSource) -> AgentCard:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address[:2], family=family, backlog=2048)
+        # Without a host it is every address of both families, as it is with "::".
+        every = host in {"::", ""} and socket.has_dualstack_ipv6()
+        family, _, _, _, address = socket.getaddrinfo("::" if every else host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=every)
     except OSError as error:
         raise ConfigurationError(
             f"HTTP can't be served on {host}:{port}: {error.strerror or error}. Choose another port (0 lets the "
@@ -395,10 +450,31 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _shown(host: str) -> str:
+    """The host at which this machine reaches a server of that address."""
+    return "127.0.0.1" if host in _EVERY_ADDRESS else host
+
+
+async def _reachable(host: str) -> str:
+    """The host at which others may reach a server of that address."""
+    if host not in _EVERY_ADDRESS:
+        return host
+    name = socket.gethostname()
+    try:
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            await asyncio.get_running_loop().getaddrinfo(name, None)
+    except (OSError, UnicodeError):
+        logger.warning(
+            "Serving on every address, but this machine's host name %r can't be resolved: the card names loopback. "
+            "Give public_url for callers on other machines.",
+            name,
+        )
+        return _shown(host)
+    return name
+
+
 def _base_url(host: str, port: int) -> str:
-    # Bound to every address: callers on this machine use loopback, others the public URL.
-    shown = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104  (compared, not bound)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

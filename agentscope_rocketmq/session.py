@@ -21,11 +21,13 @@ from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
     CallTimeout,
     ClosedError,
+    ConfigurationError,
     EnvelopeError,
     ResponseTooSlow,
     SessionTakenOver,
 )
 from agentscope_rocketmq.exchange import Call, Exchange, ResponseHead
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["PendingResponse", "ReplyChannels", "lite_topic_name"]
 
 logger = logging.getLogger(__name__)
+
+# Acking what was read, dropping the subscriptions and taking leave: 3 s each at most, where nobody answers.
+CLOSE_SECONDS = 15.0
 
 
 def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | None = None) -> str:
@@ -53,10 +58,16 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
         SHA-256; with a secret `s-` and an HMAC-SHA256 of owner and session. The same input gives the same name always.
 
     Raises:
-        ValueError: The session is empty.
+        ConfigurationError: The session is empty, no text, or can't be written as UTF-8.
     """
-    if not session:
-        raise ValueError("A session needs a name: give any non-empty text.")
+    if not isinstance(session, str) or not session:
+        raise ConfigurationError(f"{session!r} is no session's name: give any non-empty text, or None for a fresh one.")
+    try:
+        session.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"Session {session!r} can't be written as UTF-8 ({session.encode(errors='replace')!r}): give real text."
+        ) from None
     if secret is not None:
         # The length keeps (owner, session) pairs apart that would run together to the same text.
         text = f"{len(owner)}:{owner}{session}".encode()
@@ -74,14 +85,15 @@ def _base64url(digest: bytes) -> str:
 class PendingResponse:
     """The response of one call while it comes in; made by `ReplyChannels.expect`, to be closed."""
 
-    def __init__(self, call: Call, *, session: str, buffer: int, settle: Callable[[ReceivedMessage], None]) -> None:
+    def __init__(self, call: Call, *, session: str, limits: Limits, settle: Callable[[ReceivedMessage], None]) -> None:
         self.call = call
         self.session = session
-        self._most_buffered = buffer
+        self._limits = limits
         self._settle = settle
-        # The broker sends no more of a session while one message is un-acked, so beyond `buffer` it holds at most
+        # The broker sends no more of a session while one message is un-acked, so beyond the limits it holds at most
         # the rest of one batch.
         self._buffer: deque[str] = deque()
+        self._buffered_bytes = 0
         self._unsettled: deque[ReceivedMessage] = deque()
         self._error: AgentScopeRocketMQError | None = None
         self._changed = asyncio.Event()
@@ -126,6 +138,7 @@ class PendingResponse:
         while True:
             while self._buffer:
                 text = self._buffer.popleft()
+                self._buffered_bytes -= len(text.encode())
                 self._settle_what_fits()
                 yield text
             if self._error is None and self.call.finished:
@@ -147,6 +160,7 @@ class PendingResponse:
     def take(self, texts: list[str], message: ReceivedMessage | None) -> None:
         """Texts that became readable with that message."""
         self._buffer.extend(texts)
+        self._buffered_bytes += sum(len(text.encode()) for text in texts)
         if message is not None:
             self._unsettled.append(message)
         self._settle_what_fits()
@@ -156,11 +170,15 @@ class PendingResponse:
         """End the call with that error; its messages no longer hold up the session."""
         self._error = error
         self._buffer.clear()
+        self._buffered_bytes = 0
         self._settle_what_fits()
         self._changed.set()
 
     def _settle_what_fits(self) -> None:
-        if len(self._buffer) <= self._most_buffered:
+        limits = self._limits
+        # One text may be larger than all that may be held.
+        fits = len(self._buffer) <= 1 or self._buffered_bytes <= limits.stream_buffer_bytes
+        if fits and len(self._buffer) <= limits.stream_buffer:
             self.stalled_since = None
             while self._unsettled:
                 self._settle(self._unsettled.popleft())
@@ -185,7 +203,7 @@ class ReplyChannels:
     Args:
         consumer: Reads that topic; started and closed by this object.
         timeouts: `stall` counts here.
-        limits: `stream_buffer` counts here.
+        limits: `stream_buffer` and `stream_buffer_bytes` count here.
     """
 
     def __init__(self, consumer: LiteConsumer, *, timeouts: Timeouts, limits: Limits) -> None:
@@ -200,6 +218,7 @@ class ReplyChannels:
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: ClosedError | None = None
         self._closed = False
+        self._closing = Closing(limit=CLOSE_SECONDS, name=f"replies[{consumer.topic}].close")
 
     @property
     def topic(self) -> str:
@@ -226,7 +245,8 @@ class ReplyChannels:
     async def open(self, session: str) -> None:
         """Use a session's LiteTopic, from its end: what is there already belongs to earlier calls.
 
-        Another process that uses it is told, and its calls end with `SessionTakenOver`.
+        Another reader that uses it (another process, or another object of this one) is told, and its calls end with
+        `SessionTakenOver`.
 
         Raises:
             BrokerError: The subscription was refused.
@@ -265,7 +285,7 @@ class ReplyChannels:
             total: Seconds after which it times out; None for no such limit.
 
         Raises:
-            SessionTakenOver: Another process has the session now.
+            SessionTakenOver: Another reader has the session now.
             ClosedError: The session is not open here.
         """
         if self._failure is not None:
@@ -277,7 +297,7 @@ class ReplyChannels:
             raise _taken_over(session)
         now = asyncio.get_running_loop().time()
         call = self._exchange.open(request_id, idle=idle, total=total, now=now)
-        pending = PendingResponse(call, session=session, buffer=self._limits.stream_buffer, settle=self._settle)
+        pending = PendingResponse(call, session=session, limits=self._limits, settle=self._settle)
         self._by_call[call] = pending
         channel.pending.add(pending)
         return pending
@@ -293,17 +313,20 @@ class ReplyChannels:
 
     async def aclose(self) -> None:
         """End all calls and leave. Repeated calls are safe."""
-        if self._closed:
-            return
         self._closed = True
         for pending in list(self._by_call.values()):
             pending.fail(ClosedError(f"The RocketMQ client was closed during request {pending.call.request_id}."))
-        if self._settled:
-            await self._consumer.ack(self._settled, timeout=1.0)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._consumer.aclose()
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
+        try:
+            if self._settled:
+                await self._consumer.ack(self._settled, timeout=1.0)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._consumer.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -383,8 +406,9 @@ class ReplyChannels:
                     pending.fail(
                         ResponseTooSlow(
                             f"The response of request {request_id} was cut off: its reader left "
-                            f"{self._limits.stream_buffer} messages unread for {self._timeouts.stall:g} s and held "
-                            "up its session. Read faster, or raise Limits.stream_buffer or Timeouts.stall.",
+                            f"{self._limits.stream_buffer} messages or {self._limits.stream_buffer_bytes} bytes unread "
+                            f"for {self._timeouts.stall:g} s and held up its session. Read faster, or raise "
+                            "Limits.stream_buffer, Limits.stream_buffer_bytes or Timeouts.stall.",
                             request_id=request_id,
                         )
                     )
@@ -392,7 +416,7 @@ class ReplyChannels:
 
 def _taken_over(session: str) -> SessionTakenOver:
     return SessionTakenOver(
-        f"Session {session!r} was opened by another process, which receives its events now. "
-        "Open a new client for the session to take it back.",
+        f"Session {session!r} was opened by another reader, which receives its events now: another process, or "
+        "another RocketMQ object or server of this one. Open a new client for the session to take it back.",
         session=session,
     )

@@ -212,6 +212,20 @@ async def test_the_next_endpoint_of_the_list_takes_over(engine, config, topic, c
             await follower.more(100, limit=GOES_ON)
 
 
+async def test_a_connection_that_takes_its_time_to_come_about_is_not_given_up(engine):
+    async with Wire(engine.endpoint) as wire, Connection(wire.endpoint) as connection:
+        wire.blackhole()
+        async with asyncio.TaskGroup() as tasks:
+            producer = Producer(connection, connect_timeout=GOES_ON)
+            starting = tasks.create_task(producer.start())
+            await until(lambda: wire.accepted > 0)
+            await asyncio.sleep(1)  # a slow way is the fault
+            wire.pass_on()
+            await starting
+        assert wire.accepted == 1
+        await producer.aclose()
+
+
 async def test_everything_closes_in_bounded_time_while_rocketmq_is_away(engine, config, topic, counter):
     loop = asyncio.get_running_loop()
     async with Wire(engine.endpoint) as wire:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from agentscope_rocketmq.dev import ApacheRocketMQ
 from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
     BrokerUnreachable,
+    ConfigurationError,
     GroupNotBound,
     GroupNotFound,
     NotAuthorized,
@@ -31,10 +33,11 @@ from tests.certificates import self_signed
 from tests.conftest import new_config, new_topic, unique
 from tests.faults import Counter, Follower, Ledger
 from tests.services import card_for, server_for
-from tests.waiting import closed_port
+from tests.waiting import LIMIT, closed_port
 
 ACCESS_KEY, SECRET_KEY = "the-access-key", "the-secret-key"
 CONNECT = 5.0  # seconds that a start may take
+FOR_EVER = Timeouts(connect=1000)  # so that only what is given up early ends a start
 
 
 @pytest.fixture(scope="module")
@@ -161,33 +164,57 @@ def chain(error: BaseException | None):
 
 
 @pytest.mark.parametrize("door", [start_server, make_client])
-async def test_a_certificate_that_is_not_trusted_ends_the_start_in_time(secured, tmp_path, door):
-    good, topic = config_of(secured, timeouts=Timeouts(connect=2)), unique("Task")
+async def test_a_certificate_that_is_not_trusted_ends_the_start_at_once(secured, tmp_path, door):
+    good, topic = config_of(secured, timeouts=FOR_EVER), unique("Task")
     await provision(changed(good, timeouts=Timeouts()), topic)
     for authority in (self_signed(tmp_path)[0], None):
-        async with asyncio.timeout(2 * CONNECT):
-            with pytest.raises(BrokerUnreachable, match="TLS is set the same on both sides"):
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(BrokerUnreachable, match=r"CERTIFICATE_VERIFY_FAILED.*not trusted.*ROCKETMQ_TLS_CA"):
                 await door(changed(good, tls=True, tls_ca=authority), topic)
 
 
-async def test_plaintext_to_a_tls_endpoint_and_tls_to_a_plaintext_one_end_in_time(engine, certificate, counter):
+@contextlib.asynccontextmanager
+async def tls_server(certificate, host="127.0.0.1"):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
+    context.set_alpn_protocols(["h2"])
 
     async def hang_up(_reader, writer):
         writer.close()
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=context) as server:
-        only_tls = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        timeouts = Timeouts(connect=2)
-        for config in (
-            RocketMQConfig(endpoint=only_tls, timeouts=timeouts),
-            RocketMQConfig(endpoint=engine.endpoint, tls=True, tls_ca=certificate[0], timeouts=timeouts),
+    async with await asyncio.start_server(hang_up, host, 0, ssl=context) as server:
+        yield f"{host}:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize("door", [start_server, make_client])
+async def test_what_waiting_can_not_mend_ends_the_start_at_once_with_the_reason(engine, certificate, door):
+    async with tls_server(certificate) as only_tls, tls_server(certificate, "127.0.0.2") as another_host:
+        encrypted = {"tls": True, "tls_ca": certificate[0]}
+        for values, reason in (
+            ({"endpoint": only_tls}, "wants TLS and was spoken to in plain text.*ROCKETMQ_TLS"),
+            ({"endpoint": engine.endpoint, **encrypted}, "does not speak TLS.*TLS is set the same on both sides"),
+            ({"endpoint": another_host, **encrypted}, "certificate is for another host"),
+            ({"endpoint": "no-such-host.invalid:8081"}, "host name is unknown"),
+            ({"endpoint": f"no-such-host.invalid:8081;{only_tls}"}, "host name is unknown|wants TLS"),
         ):
-            for door in (make_client, start_server):
-                async with asyncio.timeout(2 * CONNECT):
-                    with pytest.raises(BrokerUnreachable, match="TLS is set the same on both sides"):
-                        await door(config, "Task")
+            async with asyncio.timeout(LIMIT):
+                with pytest.raises(BrokerUnreachable, match=reason):
+                    await door(RocketMQConfig(timeouts=FOR_EVER, **values), "Task")
+
+
+async def test_one_endpoint_of_no_use_does_not_keep_the_others_from_being_used(engine):
+    endpoints = f"no-such-host.invalid:8081;{engine.endpoint}"
+    async with Connection(endpoints) as connection, Producer(connection, connect_timeout=LIMIT) as producer:
+        assert producer.max_body_size > 0
+
+
+async def test_a_file_without_authorities_is_said_before_anything_is_connected_to(certificate, tmp_path):
+    binary, words = tmp_path / "binary.pem", tmp_path / "words.pem"
+    binary.write_bytes(b"\xff\x00")
+    words.write_text("These are no certificates.")
+    for file in (binary, words, certificate[1], tmp_path, tmp_path / "none.pem"):
+        with pytest.raises(ConfigurationError, match="ROCKETMQ_TLS_CA"):
+            Connection("127.0.0.1:8081", tls=True, tls_ca=file)
 
 
 async def test_an_agent_in_a_namespace_is_served_and_called_there_and_nowhere_else(engine, counter):

@@ -31,9 +31,18 @@ async def topic(make_topic):
     return (await make_topic("NORMAL")).topic
 
 
+class Keeper(RocketMQ):
+    """Keeps the clients it hands out until it is closed, so that none is dropped before."""
+
+    async def client(self, *arguments, **options):
+        client = await super().client(*arguments, **options)
+        self.__dict__.setdefault("kept", []).append(client)
+        return client
+
+
 @pytest.fixture
 async def rocketmq(config):
-    async with RocketMQ(config, card_cache=None) as rocketmq:
+    async with Keeper(config, card_cache=None) as rocketmq:
         yield rocketmq
 
 
@@ -152,7 +161,7 @@ async def test_a_session_opened_elsewhere_ends_here_with_the_reason(config, topi
         call = asyncio.create_task(reply(old, "wait"))
         await gate.arrived.wait()
         new = await second.client(card_for(config, topic), session="moved")
-        with pytest.raises(A2AClientError, match="opened by another process") as caught:
+        with pytest.raises(A2AClientError, match="opened by another reader") as caught:
             # The LiteTopic is taken by the first call.
             await asyncio.gather(asyncio.wait_for(call, LIMIT), new.get_task(GetTaskRequest(id="unknown")))
         assert isinstance(root_cause(caught.value), SessionTakenOver)

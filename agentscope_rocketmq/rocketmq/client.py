@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError
-from agentscope_rocketmq.rocketmq.connection import new_client_id
+from agentscope_rocketmq.rocketmq.connection import new_client_id, speaks_tls
+from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from agentscope_rocketmq.rocketmq.status import check, from_rpc_error, from_status
+from agentscope_rocketmq.rocketmq.status import check, from_rpc_error, from_status, hopeless, hung_up
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agentscope_rocketmq.rocketmq.connection import Connection, Endpoint
 
-__all__ = ["CALL_TIMEOUT", "CLOSE_TIMEOUT", "Client", "backoff", "retried"]
+__all__ = ["CALL_TIMEOUT", "CLOSE_TIMEOUT", "Client", "backoff", "retried", "seconds_left"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ def backoff(attempt: int, *, first: float = 0.05, most: float = 1.0) -> float:
     return float(delay * (0.5 + random.random() / 2))  # noqa: S311  (spreads load, guards nothing)
 
 
+def seconds_left(deadline: float) -> float:
+    """Seconds until that time of the event loop; some at least, so that a call fails in its own words."""
+    return max(0.05, deadline - asyncio.get_running_loop().time())
+
+
 async def retried(call: Callable[[float], Awaitable[_T]], *, timeout: float) -> _T:  # noqa: ASYNC109
     """Call until it succeeds, fails for good, or time is over.
 
@@ -65,7 +71,7 @@ async def retried(call: Callable[[float], Awaitable[_T]], *, timeout: float) -> 
     while True:
         attempt += 1
         try:
-            return await call(deadline - loop.time())
+            return await call(seconds_left(deadline))
         except BrokerError as error:
             delay = backoff(attempt)
             if not error.transient or loop.time() + delay >= deadline:
@@ -107,8 +113,13 @@ class Client:
         self._established = asyncio.Event()
         self._failure: BrokerError | None = None
         self._failed = asyncio.Event()
+        # Endpoints that a start found to be of no use until somebody changes something.
+        self._useless: set[str] = set()
+        self._started = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing = False
+        self._home = Home("This RocketMQ client")
+        # The courtesy to the server, and the ends of the tasks.
+        self._closing = Closing(limit=2 * CLOSE_TIMEOUT, name=f"rocketmq[{self.client_id}].close")
 
     @property
     def server_settings(self) -> Any:
@@ -129,6 +140,7 @@ class Client:
         Raises:
             BrokerError: The server refused them (a typed subclass), or nobody answered in time.
         """
+        self._home.check()
         self._tasks = [
             asyncio.create_task(self._telemetry_loop(), name=f"rocketmq[{self.client_id}].telemetry"),
             asyncio.create_task(self._heartbeat_loop(), name=f"rocketmq[{self.client_id}].heartbeat"),
@@ -146,6 +158,7 @@ class Client:
         except BaseException:
             await self.aclose()
             raise
+        self._started = True
 
     async def call(self, method: str, request: Any, *, doing: str, timeout: float = CALL_TIMEOUT) -> Any:  # noqa: ASYNC109
         """One unary call, once.
@@ -163,25 +176,25 @@ class Client:
             BrokerError: No answer; `transient` says whether trying again makes sense.
             ClosedError: The client is closed.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = asyncio.get_running_loop().time() + timeout
         endpoint = await self._ready(doing, timeout)
         try:
             return await getattr(endpoint.stub, method)(
                 request,
                 metadata=self.connection.metadata(self.client_id),
-                timeout=max(0.05, deadline - loop.time()),
+                timeout=seconds_left(deadline),
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error, doing, endpoint.address) from error
 
     async def stream(self, method: str, request: Any, *, doing: str, timeout: float) -> list[Any]:  # noqa: ASYNC109
         """One server-streaming call, read to its end (arguments and errors as `call`)."""
-        endpoint = await self._ready(doing, CALL_TIMEOUT)
+        deadline = asyncio.get_running_loop().time() + timeout
+        endpoint = await self._ready(doing, min(timeout, CALL_TIMEOUT))
         answers = []
         try:
             call = getattr(endpoint.stub, method)(
-                request, metadata=self.connection.metadata(self.client_id), timeout=timeout
+                request, metadata=self.connection.metadata(self.client_id), timeout=seconds_left(deadline)
             )
             async for answer in call:
                 answers.append(answer)  # noqa: PERF401  (what came before a failure must not be lost)
@@ -194,26 +207,33 @@ class Client:
 
     async def aclose(self) -> None:
         """Tell the server that this client leaves, and end the stream. Repeated calls are safe."""
-        if self._closing:
-            return
-        self._closing = True
+        self._home.check()
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
+        try:
+            await self._take_leave()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._established.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _take_leave(self) -> None:
         endpoint = self._endpoint
         if endpoint is not None and self._established.is_set():
             request = service.NotifyClientTerminationRequest()
             if self._group is not None:
                 request.group.CopyFrom(self.connection.resource(self._group))
             # It is a courtesy: the server notices by itself, only later.
-            with contextlib.suppress(grpc.RpcError, ClosedError):
+            with contextlib.suppress(grpc.RpcError, grpc.aio.UsageError):
                 await endpoint.stub.NotifyClientTermination(
                     request, metadata=self.connection.metadata(self.client_id), timeout=CLOSE_TIMEOUT
                 )
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._established.clear()
 
     async def _ready(self, doing: str, timeout: float) -> Endpoint:  # noqa: ASYNC109
-        if self._closing:
+        self._home.check()
+        if self._closing.begun:
             raise ClosedError(f"{doing} failed: this RocketMQ client is closed.")
         if not self._established.is_set():
             try:
@@ -257,7 +277,7 @@ class Client:
             except BrokerError as error:
                 self._failure = error
                 failed = endpoint if isinstance(error, BrokerUnreachable) else None
-                if not error.transient:
+                if not error.transient or (not self._started and await self._hopeless(endpoint, error)):
                     self._failed.set()
             if self._established.is_set():
                 logger.info("Telemetry stream to %s ended; opening it anew", endpoint.address)
@@ -265,6 +285,19 @@ class Client:
             self._established.clear()
             attempt += 1
             await asyncio.sleep(backoff(attempt))
+
+    async def _hopeless(self, endpoint: Endpoint, error: BrokerError) -> bool:
+        """Whether no endpoint of the connection can be of use before somebody changes something."""
+        address = endpoint.address
+        if hopeless(error.__cause__) is not None:
+            self._useless.add(address)
+        elif not self.connection.encrypted and hung_up(error.__cause__) and await speaks_tls(address):
+            self._failure = BrokerUnreachable(
+                f"The RocketMQ proxy at {address} wants TLS and was spoken to in plain text. TLS must be set the same "
+                "on both sides: set ROCKETMQ_TLS=true here, or write https in the card."
+            )
+            self._useless.add(address)
+        return self._useless.issuperset(self.connection.addresses)
 
     async def _telemetry(self, endpoint: Endpoint, doing: str) -> None:
         """One telemetry stream, from its opening to its end."""

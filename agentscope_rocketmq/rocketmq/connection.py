@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import os
 import platform
 import socket
+import ssl
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from agentscope_rocketmq.config import parse_endpoints
+from agentscope_rocketmq.config import endpoint_key, parse_endpoints
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.protocol import MessagingServiceStub, definition
 
 if TYPE_CHECKING:
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
 
     from agentscope_rocketmq.config import RocketMQConfig
 
-__all__ = ["Connection", "Endpoint", "new_client_id", "user_agent"]
+__all__ = ["Connection", "Endpoint", "new_client_id", "speaks_tls", "user_agent"]
 
 logger = logging.getLogger(__name__)
+
+_PROBE_SECONDS = 2.0
+_CLOSE_SECONDS = 3.0
 
 # One message may be as large as the broker allows (4 MiB unless raised there) plus its properties.
 _MAX_GRPC_MESSAGE = 128 * 1024 * 1024
@@ -38,8 +44,9 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_retries", 0),
     # A proxy that restarts is found again within a second, not after gRPC's two minutes of back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name, how long one attempt to connect may take: a handshake over a long way takes its time.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # Channels of one process must not share a subchannel, or one dead connection looks like many.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -97,6 +104,7 @@ class Connection:
         self._endpoints: dict[str, Endpoint] = {}
         self._index = 0
         self._closed = False
+        self._closing = Closing(limit=_CLOSE_SECONDS, name=f"connection[{self.address}].close")
 
     @classmethod
     def from_config(
@@ -111,7 +119,14 @@ class Connection:
             namespace: Another namespace than the configuration's.
         """
         target = endpoint or config.endpoint
-        trusted = set(parse_endpoints(target)) <= set(config.endpoints)
+        trusted = endpoint_key(target) <= endpoint_key(config.endpoint)
+        if config.access_key is not None and not trusted:
+            logger.warning(
+                "Calls to RocketMQ at %s are sent without the credentials of this configuration, whose endpoint is %s: "
+                "a card must not be able to collect them. If they are for it too, set ROCKETMQ_ENDPOINT to it.",
+                target,
+                config.endpoint,
+            )
         secret = config.secret_key.get_secret_value() if config.secret_key is not None else None
         return cls(
             target,
@@ -129,6 +144,16 @@ class Connection:
     def address(self) -> str:
         """The endpoints as configured, separated by `;`."""
         return ";".join(self._addresses)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoints as configured, each `host:port`."""
+        return self._addresses
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it uses TLS."""
+        return self._credentials is not None
 
     def endpoint(self, *, failed: Endpoint | None = None) -> Endpoint:
         """The endpoint to use now.
@@ -208,9 +233,11 @@ class Connection:
     async def aclose(self) -> None:
         """Close all channels. Producers and consumers are to be closed before. Repeated calls are safe."""
         self._closed = True
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
         endpoints, self._endpoints = list(self._endpoints.values()), {}
-        for endpoint in endpoints:
-            await endpoint.channel.close()
+        await asyncio.gather(*(endpoint.channel.close() for endpoint in endpoints))
 
     async def __aenter__(self) -> Self:
         return self
@@ -238,16 +265,43 @@ def new_client_id() -> str:
     return f"{socket.gethostname()}@{os.getpid()}@{uuid.uuid4().hex}"
 
 
+async def speaks_tls(address: str) -> bool:
+    """Whether a TLS server listens there: why a plain-text connection to it was closed.
+
+    Args:
+        address: `host:port`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent over it
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+    except OSError:  # a refused handshake and a timeout are some too
+        return False
+    writer.transport.abort()
+    return True
+
+
 def _channel_credentials(tls_ca: Path | None) -> Any:
     if tls_ca is None:
         return grpc.ssl_channel_credentials()
     try:
-        return grpc.ssl_channel_credentials(root_certificates=tls_ca.read_bytes())
+        authorities = tls_ca.read_bytes()
     except OSError as error:
         raise ConfigurationError(
             f"The certificate authorities in {tls_ca} can't be read ({error.strerror}): "
             "give a readable PEM file as ROCKETMQ_TLS_CA."
         ) from error
+    try:
+        # gRPC would only say of a file that it can't use that no connection came about.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authorities.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(
+            f"{tls_ca} holds no certificate authorities ({error}): give a PEM file as ROCKETMQ_TLS_CA."
+        ) from error
+    return grpc.ssl_channel_credentials(root_certificates=authorities)
 
 
 def _scheme(address: str) -> Any:

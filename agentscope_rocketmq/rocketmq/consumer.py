@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.errors import BrokerError
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried, seconds_left
 from agentscope_rocketmq.rocketmq.connection import user_agent
-from agentscope_rocketmq.rocketmq.polling import Poller
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
+from agentscope_rocketmq.rocketmq.polling import LONG_POLL, Poller
 from agentscope_rocketmq.rocketmq.protocol import definition, service
 from agentscope_rocketmq.rocketmq.status import check
 
@@ -84,6 +85,8 @@ class GroupConsumer:
         self._arrived: asyncio.Queue[LeasedMessage | None] = asyncio.Queue()
         self._late: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._stop = Closing(limit=LONG_POLL + 1 + 2 * CLOSE_TIMEOUT, name=f"consumer[{topic}].stop")
+        self._closing = Closing(limit=LONG_POLL + 1 + 6 * CLOSE_TIMEOUT, name=f"consumer[{topic}].close")
         self._client = Client(
             connection,
             _settings(connection, topic, group),
@@ -105,9 +108,10 @@ class GroupConsumer:
         Raises:
             BrokerError: Nobody answers, or topic, group or credentials are refused (typed subclasses).
         """
+        deadline = asyncio.get_running_loop().time() + self._connect_timeout
         await self._client.start(timeout=self._connect_timeout)
         try:
-            await self._poller.start(timeout=self._connect_timeout)
+            await self._poller.start(timeout=seconds_left(deadline))
         except BaseException:
             await self._client.aclose()
             raise
@@ -156,11 +160,21 @@ class GroupConsumer:
             else:
                 await self._change_invisible(message, after, timeout=min(CALL_TIMEOUT, seconds))
 
+        deadline = asyncio.get_running_loop().time() + timeout
+        lock = leased._handle_lock  # noqa: SLF001  (one room: the lease is this class's own)
         try:
-            async with leased._handle_lock:  # noqa: SLF001  (one room: the lease is this class's own)
-                await retried(settle, timeout=timeout)
+            # A renewal under way may take its time.
+            async with asyncio.timeout_at(deadline):
+                await lock.acquire()
+            try:
+                await retried(settle, timeout=seconds_left(deadline))
+            finally:
+                lock.release()
         except BrokerError as error:
             logger.warning("%s It will be delivered again.", error)
+            return False
+        except TimeoutError:
+            logger.warning("Message %s could not be settled within %g s and comes again", message.message_id, timeout)
             return False
         else:
             return True
@@ -183,19 +197,29 @@ class GroupConsumer:
         Ends when the polls in flight have ended, after at most some 5 s; `messages()` ends then.
         """
         self._stopping = True
-        await self._poller.aclose(wait=True)
-        if self._late:
-            await asyncio.gather(*self._late, return_exceptions=True)
-        self._arrived.put_nowait(None)
+        await self._stop(self._end_polls)
+
+    async def _end_polls(self) -> None:
+        try:
+            await self._poller.aclose(wait=True)
+            if self._late:
+                await asyncio.gather(*self._late, return_exceptions=True)
+        finally:
+            self._arrived.put_nowait(None)
 
     async def aclose(self) -> None:
         """Stop, give back what is still leased, and leave. Repeated calls are safe."""
-        await self.stop()
-        if self._client.established:
-            await asyncio.gather(*(self.release(leased) for leased in list(self._leased)), return_exceptions=True)
-        for leased in list(self._leased):
-            self._forget(leased)
-        await self._client.aclose()
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
+        try:
+            await self.stop()
+            if self._client.established:
+                await asyncio.gather(*(self.release(leased) for leased in list(self._leased)), return_exceptions=True)
+        finally:
+            for leased in list(self._leased):
+                self._forget(leased)
+            await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()

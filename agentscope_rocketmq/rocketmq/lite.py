@@ -8,14 +8,16 @@ exclusive group a subscription with an offset option takes the LiteTopic over, u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from agentscope_rocketmq.errors import BrokerError, IllegalRequest, QuotaExceeded
-from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried
+from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError, IllegalRequest, QuotaExceeded
+from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried, seconds_left
 from agentscope_rocketmq.rocketmq.connection import user_agent
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
+from agentscope_rocketmq.rocketmq.litetopic import LiteBatch, LiteLost, Position, Subscription
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
 from agentscope_rocketmq.rocketmq.polling import BATCH_SIZE, Poller
 from agentscope_rocketmq.rocketmq.protocol import definition, service
@@ -44,70 +46,10 @@ REFRESH_INTERVAL = 10.0
 REFRESH_AGAIN = 1.0
 # A call with this many names took 6 ms (rocketmq-facts.md).
 NAMES_A_CALL = 200
+# What this consumer may not have is handed out again after this: at once, but not 0, which the broker takes for unset.
+GIVE_BACK_AFTER = 0.01
 # Batches received but not taken by the reader yet; beyond it the consumer does not poll.
 UNREAD_BATCHES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where to begin in a LiteTopic. Use the class methods.
-
-    A LiteTopic's offsets are 0, 1, 2, …; `committed` is the first offset not acked by the group.
-    """
-
-    option: str
-    value: int
-
-    @classmethod
-    def offset(cls, value: int) -> Position:
-        """At that offset."""
-        if value < 0:
-            raise ValueError(f"An offset is 0 or more, not {value}.")
-        return cls("offset", value)
-
-    @classmethod
-    def first(cls) -> Position:
-        """At the first message kept."""
-        return cls("policy", int(definition.OffsetOption.MIN))
-
-    @classmethod
-    def last(cls) -> Position:
-        """After the last message: only what is sent from now on."""
-        return cls("policy", int(definition.OffsetOption.MAX))
-
-    @classmethod
-    def tail(cls, count: int) -> Position:
-        """`count` messages before the committed offset; does nothing when nothing was ever acked."""
-        if count < 0:
-            raise ValueError(f"A tail is 0 or more messages, not {count}.")
-        return cls("tail_n", count)
-
-
-@dataclass(frozen=True, slots=True)
-class LiteBatch:
-    """Messages of one LiteTopic, in order of their offsets, none of them delivered before.
-
-    The next batch of this LiteTopic comes when all of these are acked.
-    """
-
-    lite_topic: str
-    messages: tuple[ReceivedMessage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LiteLost:
-    """Another consumer of the exclusive group took the LiteTopic over: nothing more comes here."""
-
-    lite_topic: str
-
-
-@dataclass(slots=True)
-class _Subscription:
-    """What is known of one subscribed LiteTopic."""
-
-    newest: ReceivedMessage | None = None
-    # Delivered and not given to `ack` yet, by offset: a redelivery brings a new receipt handle for the same message.
-    unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
 
 
 class LiteConsumer:
@@ -119,7 +61,8 @@ class LiteConsumer:
     Args:
         connection: The cluster.
         topic: The LITE topic, without namespace.
-        group: Consumer group bound to it, without namespace; exclusive for clean take-over.
+        group: Consumer group bound to it, without namespace; exclusive, since what is missing before a message is
+            taken for the doing of an owner before or after this one.
         connect_timeout: Seconds that `start` may take.
     """
 
@@ -128,14 +71,14 @@ class LiteConsumer:
         self.group = group
         self._connection = connection
         self._connect_timeout = connect_timeout
-        self._subscriptions: dict[str, _Subscription] = {}
+        self._subscriptions: dict[str, Subscription] = {}
         self._unread: asyncio.Queue[LiteBatch | LiteLost | None] = asyncio.Queue()
         self._refresh_now = asyncio.Event()
         # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
         self._changing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._accepted = False
-        self._closing = False
+        self._closing = Closing(limit=4 * CLOSE_TIMEOUT, name=f"lite[{topic}].close")
         self._client = Client(
             connection,
             _settings(connection, topic, group),
@@ -150,7 +93,7 @@ class LiteConsumer:
             invisible=INVISIBLE,
             reserve=lambda _sharing: 0 if self._unread.qsize() >= UNREAD_BATCHES else BATCH_SIZE,
             deliver=self._deliver,
-            on_recovered=self._refresh_now.set,
+            on_recovered=self._after_interruption,
         )
 
     @property
@@ -170,13 +113,14 @@ class LiteConsumer:
             BrokerError: Nobody answers, or topic, group or credentials are refused: `GroupNotBound` when the group
                 is bound to another topic or none, …
         """
+        deadline = asyncio.get_running_loop().time() + self._connect_timeout
         await self._client.start(timeout=self._connect_timeout)
         try:
             # An empty set asks the broker whether this group may read this topic at all.
-            await self._sync("COMPLETE_ADD", ())
+            await self._sync("COMPLETE_ADD", (), timeout=seconds_left(deadline))
             self._accepted = True
             self._refresh_now.clear()
-            await self._poller.start(timeout=self._connect_timeout)
+            await self._poller.start(timeout=seconds_left(deadline))
         except BaseException:
             await self._client.aclose()
             raise
@@ -218,15 +162,16 @@ class LiteConsumer:
             )
         # A seek on one's own subscription would make the broker tell this very client that it lost the LiteTopic, and
         # drop it from the client's set (LiteSubscriptionRegistryImpl#excludeClientByLmqName): leave it first.
-        async with self._changing:
+        deadline = asyncio.get_running_loop().time() + timeout
+        async with self._change(deadline):
             leaving = [name for name in lite_topics if name in self._subscriptions]
-            await retried(lambda _: self._leave(leaving), timeout=timeout)
+            await retried(lambda seconds: self._leave(leaving, timeout=seconds), timeout=seconds_left(deadline))
             for names in _chunks(lite_topics, NAMES_A_CALL):
                 # Known before the call: the first message may come before the call returns.
                 for name in names:
-                    self._subscriptions[name] = _Subscription()
+                    self._subscriptions[name] = Subscription(start=None if at is None else at.start)
                 try:
-                    await self._join(names, at, timeout)
+                    await self._join(names, at, seconds_left(deadline))
                 except BaseException:
                     for name in names:
                         self._subscriptions.pop(name, None)
@@ -235,13 +180,14 @@ class LiteConsumer:
     async def _join(self, names: Collection[str], at: Position | None, timeout: float) -> None:  # noqa: ASYNC109
         tried = False
 
-        async def join_once(_seconds: float) -> None:
+        async def join_once(seconds: float) -> None:
             nonlocal tried
+            deadline = asyncio.get_running_loop().time() + seconds
             if tried:
                 # The last try may have subscribed them although its answer did not come.
-                await self._sync("PARTIAL_REMOVE", names)
+                await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds))
             tried = True
-            await self._sync("PARTIAL_ADD", names, at)
+            await self._sync("PARTIAL_ADD", names, at, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
 
         await retried(join_once, timeout=timeout)
 
@@ -251,14 +197,37 @@ class LiteConsumer:
         Raises:
             BrokerError: The broker was not told. It is with the next refresh of the whole set, within 10 s.
         """
-        async with self._changing:
-            await self._leave([name for name in lite_topics if name in self._subscriptions], timeout=CLOSE_TIMEOUT)
+        deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
+        # Known before the call: whatever becomes of it, the next refresh is without them.
+        left = {name: self._subscriptions.pop(name) for name in lite_topics if name in self._subscriptions}
+        async with self._change(deadline):
+            await self._leave(left, timeout=seconds_left(deadline))
+        for subscription in left.values():
+            self._give_back_unacked(subscription)
 
-    async def _leave(self, lite_topics: Collection[str], *, timeout: float = CALL_TIMEOUT) -> None:  # noqa: ASYNC109
+    async def _leave(self, lite_topics: Collection[str], *, timeout: float) -> None:  # noqa: ASYNC109
+        deadline = asyncio.get_running_loop().time() + timeout
         for name in lite_topics:
             self._subscriptions.pop(name, None)
         for names in _chunks(lite_topics, NAMES_A_CALL):
-            await self._sync("PARTIAL_REMOVE", names, timeout=timeout)
+            await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
+
+    @contextlib.asynccontextmanager
+    async def _change(self, deadline: float) -> AsyncIterator[None]:
+        """Alone with the set of subscriptions; a refresh of it may be on its way."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._changing.acquire()
+        except TimeoutError:
+            raise BrokerUnreachable(
+                f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r} failed: earlier calls are still "
+                "without an answer. Check that the RocketMQ proxy runs.",
+                transient=True,
+            ) from None
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def seek(self, lite_topic: str, at: Position) -> None:
         """Read a LiteTopic anew from there; the same as subscribing it again."""
@@ -286,15 +255,18 @@ class LiteConsumer:
             subscription = self._subscriptions.get(message.lite_topic or "")
             if subscription is not None and subscription.unacked.get(message.offset) is message:
                 del subscription.unacked[message.offset]
+        deadline = asyncio.get_running_loop().time() + timeout
         for chunk in _chunks(taken, NAMES_A_CALL):
             try:
-                await self._ack_all(chunk, timeout)
+                await self._ack_all(chunk, seconds_left(deadline))
             except BrokerError as error:
                 logger.warning("%s They will be delivered again.", error)
 
     async def _ack_all(self, messages: list[ReceivedMessage], timeout: float) -> None:  # noqa: ASYNC109
         async def ack_once(seconds: float) -> None:
-            failure = await self._ack_once(messages, min(CALL_TIMEOUT, seconds))
+            # Not those of LiteTopics lost meanwhile: they are the new owner's.
+            messages[:] = [message for message in messages if message.receipt_handle]
+            failure = await self._ack_once(messages, min(CALL_TIMEOUT, seconds)) if messages else None
             if failure is not None:
                 raise failure
 
@@ -302,23 +274,29 @@ class LiteConsumer:
 
     async def aclose(self) -> None:
         """Drop all subscriptions and leave. Repeated calls are safe."""
-        if self._closing:
-            return
-        self._closing = True
+        await self._closing(self._aclose)
+
+    async def _aclose(self) -> None:
         self._poller.stop()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._subscriptions.clear()
-        if self._client.established:
-            try:
-                await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
-            except BrokerError as error:
-                logger.debug("%s", error)
-        # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
-        await self._poller.aclose(wait=False)
-        await self._client.aclose()
-        self._unread.put_nowait(None)
+        left, self._subscriptions = self._subscriptions, {}
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._client.established:
+                try:
+                    await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
+                except (BrokerError, ClosedError) as error:
+                    logger.debug("%s", error)
+                for subscription in left.values():
+                    self._give_back_unacked(subscription)
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
+            await self._poller.aclose(wait=False)
+            await self._client.aclose()
+            self._unread.put_nowait(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -333,11 +311,15 @@ class LiteConsumer:
             by_topic[message.lite_topic or ""].append(message)
         for name, batch in by_topic.items():
             subscription = self._subscriptions.get(name)
+            batch.sort(key=lambda message: message.offset)
             if subscription is None:
                 # Left or lost meanwhile: its next reader gets them.
+                self._give_back(batch[0])
                 continue
-            batch.sort(key=lambda message: message.offset)
-            fresh = [message for message in batch if _take(subscription, message)]
+            if subscription.lacks_what_is_before(batch[0]):
+                self._mend(name, subscription, batch[0])
+                continue
+            fresh = [message for message in batch if subscription.take(message)]
             if fresh:
                 self._unread.put_nowait(LiteBatch(name, tuple(fresh)))
             acked = [message for message in batch if message.offset not in subscription.unacked]
@@ -345,23 +327,89 @@ class LiteConsumer:
                 # Their ack got lost on the way; the LiteTopic stays blocked until it is repeated.
                 self._background(self.ack(acked))
 
+    def _mend(self, name: str, subscription: Subscription, message: ReceivedMessage) -> None:
+        """Somebody else got what is missing before this message."""
+        if subscription.doubtful:
+            # It took the LiteTopic over while this consumer could not be told, and the newest owner is the owner.
+            self._lose(name, message)
+        else:
+            # Polls of its former owner did, before that one was told.
+            self._background(self._read_again(name, subscription, message))
+
+    async def _read_again(self, name: str, subscription: Subscription, message: ReceivedMessage) -> None:
+        async with self._changing:
+            due = subscription.due
+            if due is None or not subscription.lacks_what_is_before(message):
+                return
+            try:
+                await self._sync("PARTIAL_REMOVE", [name])
+                # Told meanwhile that another consumer has it?
+                if self._subscriptions.get(name) is subscription:
+                    # What is not there any more is looked for once.
+                    subscription.sought = due
+                    await self._join([name], Position.offset(due), CALL_TIMEOUT)
+            except BrokerError as error:
+                subscription.sought = None
+                logger.warning("%s What came after offset %d is delivered again.", error, due)
+
+    def _lose(self, name: str, held: ReceivedMessage | None = None) -> None:
+        """Another consumer has the LiteTopic: leave it to that one, with what is un-acked."""
+        # Kept, the next refresh of the whole set would take it back. One that crossed the notice on its way has.
+        subscription = self._subscriptions.pop(name, None)
+        if subscription is None:
+            return
+        logger.info("LiteTopic %r of %r was taken over by another client", name, self.topic)
+        self._refresh_now.set()
+        if held is not None:
+            self._give_back(held)
+        self._give_back_unacked(subscription)
+        for message in subscription.unacked.values():
+            message.receipt_handle = ""  # its ack would commit what the new owner has to get
+        self._unread.put_nowait(LiteLost(name))
+
+    def _give_back_unacked(self, subscription: Subscription) -> None:
+        # All that is un-acked of a LiteTopic is of one batch.
+        for message in list(subscription.unacked.values())[:1]:
+            self._give_back(message)
+
+    def _give_back(self, message: ReceivedMessage) -> None:
+        """Let the LiteTopic's owner have the batch of this message at once, rather than when it is visible again."""
+        request = service.ChangeInvisibleDurationRequest(
+            group=self._connection.resource(self.group),
+            topic=self._connection.resource(self.topic),
+            receipt_handle=message.receipt_handle,
+            message_id=message.message_id,
+            lite_topic=message.lite_topic,
+            suspend=True,  # the batch as a whole, and it does not count as a delivery
+        )
+        request.invisible_duration.FromMilliseconds(int(GIVE_BACK_AFTER * 1000))
+        self._background(self._send_back(request))
+
+    async def _send_back(self, request: Any) -> None:
+        doing = f"Giving back a batch of LiteTopic {request.lite_topic!r} of {self.topic!r}"
+        try:
+            answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing, timeout=CLOSE_TIMEOUT)
+            check(answer.status, doing, known=True)
+        except (BrokerError, ClosedError) as error:
+            logger.debug("%s", error)
+
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work, name=f"rocketmq[{self._client.client_id}].ack")
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
     def _on_established(self) -> None:
-        self._refresh_now.set()
+        self._after_interruption()
         self._poller.renew()
 
+    def _after_interruption(self) -> None:
+        for subscription in self._subscriptions.values():
+            subscription.doubtful = True
+        self._refresh_now.set()
+
     def _on_command(self, command: Any) -> None:
-        if not command.HasField("notify_unsubscribe_lite_command"):
-            return
-        name = command.notify_unsubscribe_lite_command.lite_topic
-        # Kept, the next refresh of the whole set would take it back.
-        if self._subscriptions.pop(name, None) is not None:
-            logger.info("LiteTopic %r of %r was taken over by another client", name, self.topic)
-            self._unread.put_nowait(LiteLost(name))
+        if command.HasField("notify_unsubscribe_lite_command"):
+            self._lose(command.notify_unsubscribe_lite_command.lite_topic)
 
     async def _refresh_loop(self) -> None:
         failures = 0
@@ -426,22 +474,6 @@ class LiteConsumer:
                     failures[entry.message_id] = failure
         messages[:] = [message for message in messages if message.message_id in failures]
         return next(iter(failures.values()), None)
-
-
-def _take(subscription: _Subscription, message: ReceivedMessage) -> bool:
-    """Whether this message is new; notes it, or its new receipt handle."""
-    newest = subscription.newest
-    if newest is not None and message.offset <= newest.offset and message.store_time <= newest.store_time:
-        held = subscription.unacked.get(message.offset)
-        if held is not None:
-            held.receipt_handle = message.receipt_handle
-        return False
-    if newest is not None and message.offset <= newest.offset:
-        # Older offset, newer message: the LiteTopic expired and began anew.
-        subscription.unacked.clear()
-    subscription.newest = message
-    subscription.unacked[message.offset] = message
-    return True
 
 
 def _chunks(items: Collection[_T], size: int) -> Iterable[list[_T]]:

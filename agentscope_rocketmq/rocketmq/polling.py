@@ -123,11 +123,13 @@ class Poller:
         """
         self.stop()
         polls = [*self._overdue, *(poll for tasks in self._polls.values() for poll in tasks)]
-        if wait and polls:
-            # What takes longer has no connection to a broker that could give it anything.
-            await asyncio.wait(polls, timeout=LONG_POLL + 1)
-        for poll in polls:
-            poll.cancel()
+        try:
+            if wait and polls:
+                # What takes longer has no connection to a broker that could give it anything.
+                await asyncio.wait(polls, timeout=LONG_POLL + 1)
+        finally:
+            for poll in polls:
+                poll.cancel()
         await asyncio.gather(*self._tasks, *polls, return_exceptions=True)
 
     async def _pace_loop(self) -> None:

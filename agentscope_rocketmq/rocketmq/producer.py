@@ -112,9 +112,7 @@ class Producer:
         request = service.SendMessageRequest(messages=[encoded])
 
         async def send_once(seconds: float) -> SendReceipt:
-            answer = await self._client.call(
-                "SendMessage", request, doing=doing, timeout=max(0.05, min(TRY_TIMEOUT, seconds))
-            )
+            answer = await self._client.call("SendMessage", request, doing=doing, timeout=min(TRY_TIMEOUT, seconds))
             known = message.topic in self._sent_to
             check(answer.entries[0].status if answer.entries else answer.status, doing, known=known)
             check(answer.status, doing, known=known)

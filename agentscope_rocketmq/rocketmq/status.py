@@ -22,7 +22,7 @@ from agentscope_rocketmq.errors import (
 )
 from agentscope_rocketmq.rocketmq.protocol import definition
 
-__all__ = ["check", "from_rpc_error", "from_status"]
+__all__ = ["check", "from_rpc_error", "from_status", "hopeless", "hung_up"]
 
 _Code = definition.Code
 _JAVA_CLASS = re.compile(r"^(?:[a-z0-9]+\.)+[A-Za-z]*(?:Exception|Error): ")
@@ -98,6 +98,18 @@ _TRANSIENT = {
     _Code.SLAVE_PERSISTENCE_TIMEOUT,
 }
 
+# gRPC's words for what no waiting mends while a connection is being made for the first time, and what to do.
+_HOPELESS = {
+    "CERTIFICATE_VERIFY_FAILED": "Its certificate is not trusted here: give the authority that signed it as "
+    "ROCKETMQ_TLS_CA, and check that TLS is set the same on both sides.",
+    "Hostname Verification Check failed": "Its certificate is for another host: use a host name that it names in "
+    "ROCKETMQ_ENDPOINT or the card.",
+    "WRONG_VERSION_NUMBER": "What answers there does not speak TLS: check that TLS is set the same on both sides "
+    "(ROCKETMQ_TLS here, http or https in a card) and that this is the proxy's gRPC port.",
+    "Domain name not found": "Its host name is unknown: check it in ROCKETMQ_ENDPOINT or the card.",
+    "Name or service not known": "Its host name is unknown: check it in ROCKETMQ_ENDPOINT or the card.",
+}
+
 _GRPC_TRANSIENT = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -155,7 +167,7 @@ def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerErr
         endpoint: Where the call went, `host:port`.
     """
     code = error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
-    details = _first_line(error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else ""
+    details = _first_line(_details(error)) if isinstance(error, grpc.aio.AioRpcError) else ""
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         kind, advice = _ADVICE[_Code.UNAUTHORIZED]
         return kind(f"{doing} was refused by {endpoint}: {details}. {advice}", code=_Code.UNAUTHORIZED)
@@ -167,11 +179,33 @@ def from_rpc_error(error: grpc.RpcError, doing: str, endpoint: str) -> BrokerErr
             f"{doing} failed: {endpoint} does not implement it ({details}). "
             "LiteTopics need Apache RocketMQ 5.5 or newer with its proxy in cluster mode."
         )
+    advice = hopeless(error) or (
+        "Check that the RocketMQ proxy runs there, that this is its gRPC port, and that TLS is set the same on both "
+        "sides."
+    )
     return BrokerUnreachable(
-        f"{doing} failed: no answer from {endpoint} ({code.name}: {details}). Check that the RocketMQ proxy "
-        "runs there, that this is its gRPC port, and that TLS is set the same on both sides.",
+        f"{doing} failed: no answer from {endpoint} ({code.name}: {details}). {advice}",
         transient=code in _GRPC_TRANSIENT,
     )
+
+
+def hopeless(error: BaseException | None) -> str | None:
+    """What to do about a failure that stays until somebody changes something; None for all others.
+
+    Only a first connection is hopeless then: a certificate that is being renewed, or a name server that restarts, must
+    not end what worked before.
+    """
+    details = _details(error)
+    return next((advice for words, advice in _HOPELESS.items() if words in details), None)
+
+
+def hung_up(error: BaseException | None) -> bool:
+    """Whether the far end took a connection and closed it without an answer."""
+    return any(words in _details(error) for words in ("Socket closed", "Connection reset"))
+
+
+def _details(error: BaseException | None) -> str:
+    return str(error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else ""
 
 
 def _by_words(said: str) -> tuple[type[BrokerError], str] | None:

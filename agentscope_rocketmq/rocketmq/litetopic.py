@@ -1,0 +1,118 @@
+"""One LiteTopic as its reader knows it: where to begin, what came, what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq.rocketmq.protocol import definition
+
+if TYPE_CHECKING:
+    from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+
+__all__ = ["LiteBatch", "LiteLost", "Position", "Subscription"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where to begin in a LiteTopic. Use the class methods.
+
+    A LiteTopic's offsets are 0, 1, 2, …; `committed` is the first offset not acked by the group.
+    """
+
+    option: str
+    value: int
+
+    @property
+    def start(self) -> int | None:
+        """The offset of the first message to come, where it is known before."""
+        return self.value if self.option == "offset" else None
+
+    @classmethod
+    def offset(cls, value: int) -> Position:
+        """At that offset."""
+        if value < 0:
+            raise ValueError(f"An offset is 0 or more, not {value}.")
+        return cls("offset", value)
+
+    @classmethod
+    def first(cls) -> Position:
+        """At the first message kept."""
+        return cls("policy", int(definition.OffsetOption.MIN))
+
+    @classmethod
+    def last(cls) -> Position:
+        """After the last message: only what is sent from now on."""
+        return cls("policy", int(definition.OffsetOption.MAX))
+
+    @classmethod
+    def tail(cls, count: int) -> Position:
+        """`count` messages before the committed offset; does nothing when nothing was ever acked."""
+        if count < 0:
+            raise ValueError(f"A tail is 0 or more messages, not {count}.")
+        return cls("tail_n", count)
+
+
+@dataclass(frozen=True, slots=True)
+class LiteBatch:
+    """Messages of one LiteTopic, in order of their offsets, none of them delivered before.
+
+    The next batch of this LiteTopic comes when all of these are acked.
+    """
+
+    lite_topic: str
+    messages: tuple[ReceivedMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiteLost:
+    """Another consumer of the exclusive group took the LiteTopic over: nothing more comes here."""
+
+    lite_topic: str
+
+
+@dataclass(slots=True)
+class Subscription:
+    """What is known of one subscribed LiteTopic.
+
+    Attributes:
+        start: Offset that was asked for; None where it is not known before the first message.
+        newest: The message of the highest offset delivered; None before the first.
+        unacked: Delivered and not given to `ack` yet, by offset: a redelivery brings a new receipt handle for the same
+            message.
+        doubtful: The connection was interrupted since: another consumer may have taken over without this one being
+            told.
+        sought: Offset from which the LiteTopic was read anew because its message did not come; None for none.
+    """
+
+    start: int | None = None
+    newest: ReceivedMessage | None = None
+    unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
+    doubtful: bool = False
+    sought: int | None = None
+
+    @property
+    def due(self) -> int | None:
+        """Offset that comes next, where that is known."""
+        return self.start if self.newest is None else self.newest.offset + 1
+
+    def lacks_what_is_before(self, message: ReceivedMessage) -> bool:
+        """Whether messages before this one never came here, and were not looked for yet."""
+        if self.newest is not None and message.offset <= self.newest.offset:
+            return False
+        return self.due not in (None, self.sought) and message.offset > (self.due or 0)
+
+    def take(self, message: ReceivedMessage) -> bool:
+        """Whether this message is new; notes it, or its new receipt handle."""
+        newest = self.newest
+        if newest is not None and message.offset <= newest.offset and message.store_time <= newest.store_time:
+            held = self.unacked.get(message.offset)
+            if held is not None:
+                held.receipt_handle = message.receipt_handle
+            return False
+        if newest is not None and message.offset <= newest.offset:
+            # Older offset, newer message: the LiteTopic expired and began anew.
+            self.unacked.clear()
+        self.newest = message
+        self.unacked[message.offset] = message
+        return True
