@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 COMPLETED = TaskState.TASK_STATE_COMPLETED
 
 
+class Keeper(RocketMQ):
+    """Keeps the clients it hands out until it is closed, so that none is dropped before."""
+
+    async def client(self, *arguments: Any, **options: Any) -> Client:
+        client = await super().client(*arguments, **options)
+        self.__dict__.setdefault("kept", []).append(client)
+        return client
+
+
 def card_for(config: RocketMQConfig, topic: str, *, name: str = "agent", **fields: Any) -> dict[str, Any]:
     """A card as a user writes it: one RocketMQ interface, nothing that the server can fill in."""
     return {

@@ -109,7 +109,9 @@ def test_dev_prints_what_to_export_serves_it_and_ends_with_0_on_sigterm(tmp_path
 def test_dev_killed_without_mercy_leaves_no_java_behind(tmp_path):
     # Its temporary folder, which a killed process can't remove, goes with this test's own.
     with running("dev", "--port", "0", environment={"TMPDIR": str(tmp_path)}) as dev:
-        assert "RocketMQ is ready: endpoint 127.0.0.1:" in next_line(dev.stdout, START_TIMEOUT)
+        announced = next_line(dev.stdout, START_TIMEOUT)
+        assert "RocketMQ is ready: endpoint 127.0.0.1:" in announced
+        assert "asks for no credentials" in announced
         java = children(dev.pid)
         assert len(java) == 3
         dev.kill()

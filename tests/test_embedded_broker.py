@@ -49,6 +49,17 @@ async def test_it_tells_its_endpoint_only_while_it_runs():
     await broker.aclose()
 
 
+async def test_what_a_client_subscribes_after_its_good_bye_ends_with_its_stream():
+    async with DevBroker() as broker:
+        engine = broker._engine
+        assert engine is not None
+        async with peer_of(broker, "LITE_PUSH_CONSUMER", "G", "L") as peer:
+            await peer.call("NotifyClientTermination", service.NotifyClientTerminationRequest(group=resource("G")))
+            assert (await peer.sync("G", "L", "PARTIAL_ADD", ["s"])).code == Code.OK
+            assert len(engine.subscriptions) == 1
+        await until(lambda: len(engine.subscriptions) == 0)
+
+
 async def test_a_port_that_is_taken_is_refused_with_the_remedy():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack
 import pytest
 from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
 
-from agentscope_rocketmq import RocketMQ, Timeouts
+from agentscope_rocketmq import Timeouts
 from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import INSTANCE_HEADER
 from tests.agents import Gate, make_blocked_agent, scripted, user_texts
 from tests.faults import Counter, Follower, Ledger, process
-from tests.services import card_for, reply, request, server_for
+from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
 WORKING, CANCELED = TaskState.TASK_STATE_WORKING, TaskState.TASK_STATE_CANCELED
@@ -30,7 +30,7 @@ async def topic(make_topic):
 
 @pytest.fixture
 async def rocketmq(config):
-    async with RocketMQ(config, card_cache=None) as rocketmq:
+    async with Keeper(config, card_cache=None) as rocketmq:
         yield rocketmq
 
 
@@ -89,7 +89,7 @@ async def test_another_client_of_the_process_reaches_the_conversation(config, to
             await stack.enter_async_context(server_for(make_named_agent(name), config, topic))
         for number in range(6):
             session = f"shared-{number}"
-            first = await (await rocketmq.client(card_for(config, topic), session=session)).__aenter__()
+            first = await rocketmq.client(card_for(config, topic), session=session)
             second = await rocketmq.client(card_for(config, topic), session=session)
             worker = (await reply(first, "a")).split(": ")[0]
             assert await reply(second, "b") == f"{worker}: a | b"
@@ -105,7 +105,7 @@ async def test_a_restarted_caller_finds_its_task_although_every_worker_is_full(c
         for number in range(2):
             client = await rocketmq.client(card_for(config, topic), session=f"full-{number}")
             tasks.append((await begun(client))[1])
-        async with RocketMQ(config, card_cache=None) as restarted:
+        async with Keeper(config, card_cache=None) as restarted:
             client = await restarted.client(card_for(config, topic))
             for task in tasks:
                 assert (await client.get_task(GetTaskRequest(id=task))).status.state == WORKING
@@ -122,7 +122,7 @@ async def test_a_request_about_a_task_is_handed_over_by_whoever_gets_it(config, 
         client = await rocketmq.client(card_for(config, topic))
         task = (await begun(client))[1]
         elsewhere = config.model_copy(update={"state_topic": "NoSuchStateTopic"})
-        async with RocketMQ(elsewhere, card_cache=None) as stranger:
+        async with Keeper(elsewhere, card_cache=None) as stranger:
             client = await stranger.client(card_for(config, topic))
             for _ in range(8):
                 assert (await client.get_task(GetTaskRequest(id=task))).status.state == WORKING
@@ -138,7 +138,7 @@ async def test_a_request_about_a_task_is_handed_over_by_whoever_gets_it(config, 
 
 async def test_a_follow_up_of_a_killed_worker_goes_to_another(config, topic, counter):
     config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
-    async with RocketMQ(config, card_cache=None) as rocketmq:
+    async with Keeper(config, card_cache=None) as rocketmq:
         client = await rocketmq.client(card_for(config, topic), session="long")
         with process("work", config, topic, str(counter.ledger.path)) as worker:
             assert await Follower(client, "first 3").whole() == [0, 1, 2]
@@ -161,7 +161,7 @@ async def test_a_follow_up_of_a_killed_worker_goes_to_another(config, topic, cou
 async def test_a_follow_up_whose_watcher_dies_is_not_run_again(config, topic, counter):
     config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
     async with (
-        RocketMQ(config, card_cache=None) as rocketmq,
+        Keeper(config, card_cache=None) as rocketmq,
         server_for(counter, config, topic) as server,
     ):
         client = await rocketmq.client(card_for(config, topic), session="watched")

@@ -20,7 +20,7 @@ from agentscope_rocketmq.errors import MessageTooLarge, SessionTakenOver, TopicN
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from tests.agents import Gate, make_blocked_agent, make_echo_agent, make_streaming_agent, scripted, user_texts
-from tests.services import calling, card_for, reply, request, server_for
+from tests.services import Keeper, calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, root_cause, take, until
 
 COMPLETED, WORKING = TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_WORKING
@@ -29,15 +29,6 @@ COMPLETED, WORKING = TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_WORKIN
 @pytest.fixture
 async def topic(make_topic):
     return (await make_topic("NORMAL")).topic
-
-
-class Keeper(RocketMQ):
-    """Keeps the clients it hands out until it is closed, so that none is dropped before."""
-
-    async def client(self, *arguments, **options):
-        client = await super().client(*arguments, **options)
-        self.__dict__.setdefault("kept", []).append(client)
-        return client
 
 
 @pytest.fixture

@@ -62,7 +62,8 @@ def _announce(engine: Engine, endpoint: str, namesrv: str, *, as_json: bool) -> 
         lines = [json.dumps({"engine": engine, "endpoint": endpoint, "namesrv": namesrv, "environment": environment})]
     else:
         lines = [
-            f"RocketMQ is ready: endpoint {endpoint}, name server {namesrv}. Ctrl-C stops it.",
+            f"RocketMQ is ready: endpoint {endpoint}, name server {namesrv}. Ctrl-C stops it. For development only: it "
+            "listens on every address of this machine and asks for no credentials.",
             "In the shell of your agents:",
             *(f"  export {name}={value}" for name, value in environment.items()),
         ]

@@ -175,6 +175,7 @@ class ApacheRocketMQ:
             processes, self._processes = self._processes, {}
             for name in reversed(processes):
                 if name == "broker" and self._data is not None:
+                    self._on_progress("Waiting for the broker to flush what it holds, some 15 s …")
                     processes[name].stop(timeout=STOP_TIMEOUT)
                 processes[name].kill()
 

@@ -98,10 +98,10 @@ class Clients:
         return service.TelemetryCommand(status=OK, settings=answer)
 
     def gone(self, client: Client) -> bool:
-        """A stream has ended; says whether it was the client's last."""
-        if self._clients.get(client.id) is not client:
+        """A stream has ended; says whether the client has no other, also when it said good-bye before."""
+        if self._clients.get(client.id, client) is not client:
             return False
-        del self._clients[client.id]
+        self._clients.pop(client.id, None)
         return True
 
     def evict(self, client_id: str, lite_topic: str) -> None:
