@@ -170,6 +170,18 @@ async def test_other_settings_of_a_group_survive(engine, make_topic):
     assert after == {**before, "attributes": {"lite.bind.topic": names.topic, **EXCLUSIVE}}
 
 
+async def test_a_group_is_made_ordered_and_stays_so(engine, make_topic):
+    # As mqadmin's `-o true` does: the Java client hands over what it reads in order only then.
+    names = await make_topic("LITE", group_attributes={})
+    async with Admin(engine.namesrv) as admin:
+        (broker,) = (await admin.brokers()).values()
+        for change in (GroupSettings(names.group, ordered=True), GroupSettings(names.group, EXCLUSIVE)):
+            await admin.put_group(broker, change)
+            assert await admin.group(broker, names.group) == GroupSettings(
+                names.group, {"lite.bind.topic": names.topic, **change.attributes}, ordered=True
+            )
+
+
 async def test_a_topic_of_another_type_is_not_taken_over(engine, make_topic):
     names = await make_topic("NORMAL")
     config = fresh(engine, reply_topic=names.topic)

@@ -18,7 +18,7 @@ from agentscope_rocketmq.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ROCKETMQ_VERSION", "default_cache", "file_lock", "rocketmq_jars"]
+__all__ = ["ROCKETMQ_VERSION", "default_cache", "file_lock", "rocketmq_jars", "run_maven"]
 
 ROCKETMQ_VERSION = "5.5.0"
 """The first release with LiteTopics."""
@@ -110,20 +110,27 @@ def file_lock(path: Path, *, timeout: float) -> Iterator[None]:
         yield
 
 
-def _fetch(work: Path) -> None:
+def run_maven(folder: Path, *arguments: str, wanted: str) -> None:
+    """Run Maven on the project in a folder.
+
+    Args:
+        folder: The folder with its `pom.xml`.
+        *arguments: Goals and options.
+        wanted: What it is to bring about, for the error: "fetch Apache RocketMQ 5.5.0".
+
+    Raises:
+        ConfigurationError: There is no Maven, it failed, or took too long; the message says what to do.
+    """
     maven = shutil.which("mvn")
     if maven is None:
         raise ConfigurationError(
-            "Apache RocketMQ is fetched by Maven, and there is no `mvn` on the PATH: install Maven 3.6 or newer "
+            f"Maven is needed to {wanted}, and there is no `mvn` on the PATH: install Maven 3.6 or newer "
             "(Debian: apt install maven; macOS: brew install maven)."
         )
-    dependencies = "\n".join(_DEPENDENCY.format(artifact=artifact, version=ROCKETMQ_VERSION) for artifact in _ARTIFACTS)
-    (work / "pom.xml").write_text(_POM.format(dependencies=dependencies), encoding="utf-8")
-    command = [maven, "--batch-mode", "--quiet", _COPY_DEPENDENCIES, f"-DoutputDirectory={work / 'lib'}"]
     try:
         result = subprocess.run(  # noqa: PLW1510  (the exit code is looked at below)
-            command,
-            cwd=work,
+            [maven, "--batch-mode", "--quiet", *arguments],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -133,11 +140,17 @@ def _fetch(work: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise ConfigurationError(
-            f"Maven did not fetch Apache RocketMQ within {MAVEN_TIMEOUT:g} s: check the network and try again."
+            f"Maven did not {wanted} within {MAVEN_TIMEOUT:g} s: check the network and try again."
         ) from None
-    if result.returncode != 0 or not (work / "lib").is_dir():
+    if result.returncode != 0:
         tail = "\n".join(result.stdout.strip().splitlines()[-_LOG_TAIL:])
         raise ConfigurationError(
-            f"Maven could not fetch Apache RocketMQ {ROCKETMQ_VERSION} (exit code {result.returncode}): "
-            f"check the network and Maven's settings.\n{tail}"
+            f"Maven could not {wanted} (exit code {result.returncode}): check the network and Maven's settings.\n{tail}"
         )
+
+
+def _fetch(work: Path) -> None:
+    dependencies = "\n".join(_DEPENDENCY.format(artifact=artifact, version=ROCKETMQ_VERSION) for artifact in _ARTIFACTS)
+    (work / "pom.xml").write_text(_POM.format(dependencies=dependencies), encoding="utf-8")
+    wanted = f"fetch Apache RocketMQ {ROCKETMQ_VERSION}"
+    run_maven(work, _COPY_DEPENDENCIES, f"-DoutputDirectory={work / 'lib'}", wanted=wanted)

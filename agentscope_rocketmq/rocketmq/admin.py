@@ -94,10 +94,14 @@ class GroupSettings:
     Attributes:
         name: Full name, namespace included (`NS%group`).
         attributes: `lite.bind.topic`, `lite.sub.model`, … Absent ones have RocketMQ's default.
+        ordered: Whether the official clients hand over the messages of a queue or LiteTopic one at a time (`mqadmin
+            updateSubGroup -o true`); this package's own consumers keep the order either way. Writing False leaves a
+            group that is ordered as it is.
     """
 
     name: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    ordered: bool = False
 
 
 class Admin:
@@ -255,7 +259,8 @@ class Admin:
         found = await self._group_fields(broker, name)
         if found is None:
             return None
-        return GroupSettings(name=name, attributes=dict(found.get("attributes") or {}))
+        attributes = dict(found.get("attributes") or {})
+        return GroupSettings(name=name, attributes=attributes, ordered=found.get("consumeMessageOrderly") is True)
 
     async def put_group(self, broker: str, group: GroupSettings) -> None:
         """Create a consumer group on a broker, or change it: attributes added or replaced, all else stays.
@@ -268,6 +273,8 @@ class Admin:
         # A write replaces the group's other settings (retries, …) as a whole: send back what is there.
         fields = await self._group_fields(broker, group.name) or {"groupName": group.name}
         fields["attributes"] = {f"+{key}": value for key, value in group.attributes.items()}
+        if group.ordered:
+            fields["consumeMessageOrderly"] = True
         await self._ask(
             broker,
             _UPDATE_AND_CREATE_SUBSCRIPTION_GROUP,

@@ -126,7 +126,8 @@ class Clients:
         if answer.client_type == definition.ClientType.LITE_PUSH_CONSUMER:
             if not topics:
                 raise Refused(Code.BAD_REQUEST, "a lite consumer must say which topic it subscribes")
-            group, ordered = catalog.use_as_lite(name, topics[0]), False
+            group = catalog.use_as_lite(name, topics[0])
+            ordered = bool(group.ordered)  # whether its listener is called one message at a time
         elif answer.client_type in _REGULAR:
             group = catalog.use_as_regular(name)
             known = [catalog.topics[topic] for topic in topics if topic in catalog.topics]
