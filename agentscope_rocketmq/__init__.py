@@ -8,6 +8,7 @@ The rooms, in the order data flows::
     client       RocketMQ: agent(), client(), register(); chooses the transport from the card
     transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients
     routes       which server instance runs a task
+    owners       who a caller is: bearer tokens, and what a gateway asserts about an owner
     session      reply channels: the LiteTopic of a session
     envelope     what goes into a message; jsonrpc and sse read what it carries
     exchange     the caller's half: messages -> one response, each event once and in order. No I/O

@@ -23,6 +23,7 @@ from a2a.utils.errors import InvalidParamsError, UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
+from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class _RequestHandler(DefaultRequestHandler):
         """Refuse what the SDK would run twice or lose, and fill in what it would invent."""
         message = params.message
         if not message.task_id:
+            # A gateway that had to name the session says which context it gave it.
+            message.context_id = message.context_id or context.state.get("headers", {}).get(CONTEXT_HEADER, "")
             return
         task = await self._tasks.get(message.task_id, context)
         if task is None:

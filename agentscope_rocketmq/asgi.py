@@ -1,14 +1,22 @@
-"""One request through an ASGI app: the three arguments that an app is called with, made from a request envelope."""
+"""One request through an ASGI app: the three arguments that an app is called with, made from a request envelope.
+
+Around the app stands `OwnerGuard`, which believes or refuses what a gateway says about the owner of a request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from starlette.authentication import SimpleUser
+
+from agentscope_rocketmq.errors import Unauthenticated
+from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, error_response
+from agentscope_rocketmq.owners import OWNER_HEADER, read_assertion
 from agentscope_rocketmq.routes import is_routing_header
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.reply import ReplyEncoder
@@ -18,7 +26,9 @@ if TYPE_CHECKING:
         [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
     ]
 
-__all__ = ["Receive", "Response", "cancelled", "http_scope"]
+__all__ = ["OwnerGuard", "Receive", "Response", "cancelled", "http_scope"]
+
+_OWNER_HEADER = OWNER_HEADER.encode()
 
 
 def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str, attempt: int) -> dict[str, Any]:
@@ -104,6 +114,70 @@ class Receive:
             return {"type": "http.request", "body": body, "more_body": False}
         await self._over.wait()
         return {"type": "http.disconnect"}
+
+
+class OwnerGuard:
+    """Around an app that serves RocketMQ: makes the owner that a gateway asserts the user of the ASGI scope.
+
+    A request without an assertion passes as it is; one whose assertion is not valid gets 403 and a JSON-RPC error, and
+    does not reach the app.
+
+    Args:
+        app: The app.
+        secret: Secret of the deployment; None refuses every assertion, since it can't be verified.
+        audiences: Topics of the agent.
+    """
+
+    def __init__(self, app: ASGIApp, *, secret: str | None, audiences: Iterable[str]) -> None:
+        self._app = app
+        self._secret = secret
+        self._audiences = tuple(audiences)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        assertions = [value for name, value in scope.get("headers", ()) if name == _OWNER_HEADER]
+        if not assertions:
+            await self._app(scope, receive, send)
+            return
+        # It came over RocketMQ, so the body is whole.
+        message = await receive()
+        body = message["body"].decode()
+        try:
+            owner = self._owner(assertions, scope["rocketmq"]["request_id"], body)
+        except Unauthenticated as error:
+            await _refuse(send, 403, error_response(RpcRequest.read(body).id, INVALID_REQUEST, str(error)))
+            return
+        headers = [(name, value) for name, value in scope["headers"] if name != _OWNER_HEADER]
+        await self._app({**scope, "headers": headers, "user": SimpleUser(owner)}, _first(message, receive), send)
+
+    def _owner(self, assertions: list[bytes], request_id: str, body: str) -> str:
+        if self._secret is None:
+            raise Unauthenticated(
+                "This agent's server can't verify for whom a gateway asks: give it the gateway's ROCKETMQ_A2A_SECRET."
+            )
+        return read_assertion(
+            assertions[0].decode("latin-1"),
+            secret=self._secret,
+            audiences=self._audiences,
+            request_id=request_id,
+            body=body,
+        )
+
+
+def _first(message: Any, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """A `receive` that gives back a message which was taken already."""
+    taken = [message]
+
+    async def next_message() -> Any:
+        return taken.pop() if taken else await receive()
+
+    return next_message
+
+
+async def _refuse(send: Callable[[Any], Awaitable[None]], status: int, text: str) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
 
 
 def cancelled() -> bool:

@@ -21,7 +21,7 @@ from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope
 from agentscope_rocketmq.envelope import ReplyAddress, RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError, TopicNotFound
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
-from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, RpcRequest
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
 from agentscope_rocketmq.reply import ReplyEncoder, error_envelope
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
@@ -40,7 +40,6 @@ __all__ = ["Bridge", "BridgeCounters"]
 
 logger = logging.getLogger(__name__)
 
-INVALID_REQUEST = -32600
 # Requests answered not long ago: a copy of one (a send repeated, a lost ack) is acked, not run again.
 _ANSWERED = 10_000
 # A reply waits out a restart of the broker that takes this long, whatever the timeout for other sends is.

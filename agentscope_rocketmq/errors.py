@@ -22,6 +22,7 @@
     │   ├── ResponseTooSlow           the reader of a stream did not keep up
     │   └── ResponseCorrupt           what came back can't be put together
     ├── SessionTakenOver              another reader opened this session
+    ├── Unauthenticated               a bearer token or an owner assertion is missing, forged or expired
     ├── WrongEventLoop                the object lives in another event loop
     └── ClosedError                   the object was used before its start or after its close
 
@@ -53,6 +54,7 @@ __all__ = [
     "Throttled",
     "TopicNotFound",
     "TopicTypeMismatch",
+    "Unauthenticated",
     "WrongEventLoop",
 ]
 
@@ -182,6 +184,10 @@ class SessionTakenOver(AgentScopeRocketMQError):
     def __init__(self, message: str, *, session: str) -> None:
         super().__init__(message)
         self.session = session
+
+
+class Unauthenticated(AgentScopeRocketMQError):
+    """A bearer token or an owner assertion is missing, forged, expired, or meant for something else."""
 
 
 class WrongEventLoop(AgentScopeRocketMQError, RuntimeError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERNAL_ERROR",
+    "INVALID_REQUEST",
     "SEND_METHODS",
     "STREAM_METHODS",
     "Progress",
@@ -33,6 +34,9 @@ RpcId: TypeAlias = str | int | float | None
 
 INTERNAL_ERROR = -32603
 """JSON-RPC's code for a failure of the answering side."""
+
+INVALID_REQUEST = -32600
+"""JSON-RPC's code for a request that is none, or that is refused before its method is looked at."""
 
 STREAM_METHODS = frozenset({"SendStreamingMessage", "SubscribeToTask", "message/stream", "tasks/resubscribe"})
 """The A2A methods that are answered with a stream of events, by their names in 1.0 and 0.3."""

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from agentscope_rocketmq.asgi import OwnerGuard
 from agentscope_rocketmq.bridge import Bridge
 from agentscope_rocketmq.card import (
     Address,
@@ -351,8 +352,13 @@ class A2AServer:
         number = len(self._bridges)
         instance = f"{self._instance}-{number}" if number else self._instance
         producer = await stack.enter_async_context(Producer(connection, connect_timeout=connect))
+        secret = config.a2a_secret
         bridge = Bridge(
-            self._app,
+            OwnerGuard(
+                self._app,
+                secret=None if secret is None else secret.get_secret_value(),
+                audiences=[served.topic for served in rocketmq_addresses(self._card)],
+            ),
             consumer=GroupConsumer(
                 connection,
                 address.topic,

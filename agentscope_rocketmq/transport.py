@@ -121,6 +121,63 @@ class Carrier:
                 raise
             self._started = producer, replies
 
+    async def request(self, envelope: RequestEnvelope, pending: PendingResponse, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Send a request, to the instance that knows its task where one does.
+
+        Args:
+            envelope: The request; `dest_topic` names the agent.
+            pending: Its response, registered before.
+            timeout: Seconds within which the broker must accept it.
+
+        Raises:
+            BrokerError: It was not accepted.
+        """
+        topic = envelope.dest_topic or ""
+        rpc = RpcRequest.read(envelope.body)
+        instance = self.routes.find(topic, rpc)
+        if instance is not None and rpc.runs_agent:
+            # Work is leased from the topic. Whichever worker takes it hands it over to the one that knows more.
+            envelope = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: instance[1]})
+        elif instance is not None and await self._ask_instance(envelope, instance, pending, timeout):
+            return
+        await self._send(envelope, topic, None, timeout=timeout)
+
+    def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
+        """Remember which instance runs the task that this first piece of a response tells of."""
+        if pending.call.sticky is not None:
+            rpc = RpcRequest.read(envelope.body)
+            self.routes.note(envelope.dest_topic or "", pending.call.sticky, rpc, text)
+
+    async def _ask_instance(
+        self,
+        envelope: RequestEnvelope,
+        instance: tuple[str, str],
+        pending: PendingResponse,
+        timeout: float,  # noqa: ASYNC109
+    ) -> bool:
+        """Ask the instance that runs a task, however busy it is; whether it answers."""
+        try:
+            await self._send(envelope, *instance, timeout=timeout)
+        except BrokerError as error:
+            logger.info("Instance %s can't be asked: %s", instance[1], error)
+            return False
+        # It says at once that it takes a request; one that is gone says nothing.
+        if await pending.begins_within(INSTANCE_TIMEOUT):
+            return True
+        logger.info("Instance %s does not answer; any worker of %s may", instance[1], envelope.dest_topic)
+        self.routes.forget(instance)
+        return False
+
+    async def _send(self, envelope: RequestEnvelope, topic: str, lite_topic: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
+        message = Message(
+            topic=topic,
+            lite_topic=lite_topic,
+            body=envelope.encode(),
+            keys=(envelope.request_id,),
+            properties=_trace_context(envelope.headers),
+        )
+        await self.producer.send(message, timeout=timeout)
+
     async def aclose(self) -> None:
         """End all calls and leave. Repeated calls are safe."""
         self._closed = True
@@ -179,7 +236,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         with _as_httpx_errors(request):
             body = _text(await request.aread(), self._limits.request_bytes)
             await self._open()
-            pending = await self._ask(request, body)
+            envelope, pending = await self._ask(request, body)
             try:
                 head = await pending.head()
             except BaseException:
@@ -189,7 +246,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             status_code=head.status,
             # As bytes: whatever a server puts into a header, it is not this side that fails at it.
             headers=[(name.encode(), value.encode()) for name, value in head.headers.items()],
-            stream=_ResponseStream(self, pending, body, request),
+            stream=_ResponseStream(self, pending, envelope, request),
             request=request,
             extensions={"rocketmq": {"request_id": pending.call.request_id, "topic": self.address.topic}},
         )
@@ -205,7 +262,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
                 await self._carrier.replies.close(self.session)
             self._opened = True
 
-    async def _ask(self, request: httpx.Request, body: str) -> PendingResponse:
+    async def _ask(self, request: httpx.Request, body: str) -> tuple[RequestEnvelope, PendingResponse]:
         envelope = RequestEnvelope(
             request_id=uuid.uuid4().hex,
             body=body,
@@ -220,48 +277,11 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self._pending.add(pending)
         timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
         try:
-            rpc = RpcRequest.read(body)
-            instance = self._carrier.routes.find(self.address.topic, rpc)
-            if instance is not None and rpc.runs_agent:
-                # Work is leased from the topic. Whichever worker takes it hands it over to the one that knows more.
-                envelope = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: instance[1]})
-            elif instance is not None and await self._ask_instance(envelope, instance, pending, timeout):
-                return pending
-            await self._send(envelope, self.address.topic, None, timeout=timeout)
+            await self._carrier.request(envelope, pending, timeout=timeout)
         except BaseException:
             self.forget(pending)
             raise
-        return pending
-
-    async def _ask_instance(
-        self,
-        envelope: RequestEnvelope,
-        instance: tuple[str, str],
-        pending: PendingResponse,
-        timeout: float,  # noqa: ASYNC109
-    ) -> bool:
-        """Ask the instance that runs a task, however busy it is; whether it answers."""
-        try:
-            await self._send(envelope, *instance, timeout=timeout)
-        except BrokerError as error:
-            logger.info("Instance %s can't be asked: %s", instance[1], error)
-            return False
-        # It says at once that it takes a request; one that is gone says nothing.
-        if await pending.begins_within(INSTANCE_TIMEOUT):
-            return True
-        logger.info("Instance %s does not answer; any worker of %s may", instance[1], self.address.topic)
-        self._carrier.routes.forget(instance)
-        return False
-
-    async def _send(self, envelope: RequestEnvelope, topic: str, lite_topic: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
-        message = Message(
-            topic=topic,
-            lite_topic=lite_topic,
-            body=envelope.encode(),
-            keys=(envelope.request_id,),
-            properties=_trace_context(envelope.headers),
-        )
-        await self._carrier.producer.send(message, timeout=timeout)
+        return envelope, pending
 
     def _times(self, request: httpx.Request) -> tuple[float | None, float | None]:
         given = request.extensions.get("timeout") or {}
@@ -276,11 +296,9 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
                 raise IllegalRequest(f"{TOTAL_TIMEOUT_HEADER}: {text!r} is not a number of seconds above 0.")
         return idle, total
 
-    def note(self, pending: PendingResponse, request_body: str, text: str) -> None:
-        """Remember which instance runs the task that this first piece of a response tells of."""
-        if pending.call.sticky is not None:
-            rpc = RpcRequest.read(request_body)
-            self._carrier.routes.note(self.address.topic, pending.call.sticky, rpc, text)
+    def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
+        """Take notice of the first piece of a response."""
+        self._carrier.note(envelope, pending, text)
 
     def forget(self, pending: PendingResponse) -> None:
         """A response was read to its end, or closed before."""
@@ -304,11 +322,11 @@ class _ResponseStream(httpx.AsyncByteStream):
     """The body of a response as it comes in."""
 
     def __init__(
-        self, transport: RocketMQTransport, pending: PendingResponse, body: str, request: httpx.Request
+        self, transport: RocketMQTransport, pending: PendingResponse, envelope: RequestEnvelope, request: httpx.Request
     ) -> None:
         self._transport = transport
         self._pending = pending
-        self._body = body
+        self._envelope = envelope
         self._request = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -316,7 +334,7 @@ class _ResponseStream(httpx.AsyncByteStream):
             first = True
             async for text in self._pending.texts():
                 if first:
-                    self._transport.note(self._pending, self._body, text)
+                    self._transport.note(self._envelope, self._pending, text)
                     first = False
                 yield text.encode()
 

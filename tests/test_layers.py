@@ -11,7 +11,7 @@ PACKAGE = "agentscope_rocketmq"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
 # The core: values and protocol, no I/O. What is below each may be imported by those above it.
-CORE = ("errors", "config", "jsonrpc", "sse", "card", "envelope", "exchange", "reply", "routes")
+CORE = ("errors", "config", "jsonrpc", "sse", "card", "envelope", "exchange", "reply", "routes", "owners")
 IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "socket", "starlette", "uvicorn"}
 # These are handed their RocketMQ connection; they neither build one nor know who does.
 HANDED = ("transport", "bridge", "handover", "session")
