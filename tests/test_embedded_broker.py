@@ -11,6 +11,8 @@ import pytest
 
 from agentscope_rocketmq.dev import DevBroker
 from agentscope_rocketmq.dev.embedded.engine import Engine
+from agentscope_rocketmq.dev.embedded.handles import Handles
+from agentscope_rocketmq.dev.embedded.reading import Reader
 from agentscope_rocketmq.dev.embedded.settings import Settings
 from agentscope_rocketmq.dev.embedded.store import Store
 from agentscope_rocketmq.errors import BrokerError, ClosedError, ConfigurationError, TopicNotFound, TopicTypeMismatch
@@ -19,7 +21,7 @@ from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
-from agentscope_rocketmq.rocketmq.protocol import service
+from agentscope_rocketmq.rocketmq.protocol import definition, service
 from tests.contract.wire import Code, Peer, attempts, bodies, message, offsets, resource
 from tests.waiting import LIMIT, take, until
 
@@ -131,6 +133,24 @@ async def test_a_restart_keeps_topics_groups_messages_and_places(tmp_path):
             assert offsets(await lite.take("LG", "L", 2)) == [2, 3]
             again = await reader.take("G", "T", 2)
             assert (sorted(bodies(again)), attempts(again)) == (["4", "5"], [2, 2])
+
+
+async def test_a_place_written_while_its_topic_goes_does_not_hinder_the_next_start(tmp_path):
+    async with DevBroker(data=tmp_path) as broker, peer_of(broker, "LITE_PUSH_CONSUMER", "LG", "L") as lite:
+        await lite.sync("LG", "L", "PARTIAL_ADD", ["s"])
+        await lite.send_lite("L", "s", "1")
+        engine = broker._engine
+        assert engine is not None
+        option = definition.OffsetOption(timestamp=1 << 60)
+        topic, group = engine.catalog.topics["L"], engine.catalog.groups["LG"]
+        seeking = asyncio.create_task(Reader(engine, Handles(b"")).seek(group, topic, "s", option))
+        await asyncio.sleep(0)  # It waits for the store now.
+        engine.catalog.delete_topic("L")
+        await seeking
+    for _ in range(2):
+        async with DevBroker(data=tmp_path) as broker:
+            positions = await broker._store.rows("SELECT * FROM position")
+    assert positions == []
 
 
 # ---- topics and groups ----

@@ -89,7 +89,11 @@ class Engine:
         for group_id, queue_id, offset, attempt, serial, visible_ms in await self.store.rows("SELECT * FROM lease"):
             leases.setdefault((group_id, queue_id), {})[offset] = Lease(attempt, serial, visible_ms)
         for group_id, queue_id, position in await self.store.rows("SELECT * FROM position"):
-            queue, group = self.catalog.queues[queue_id], groups[group_id]
+            queue, group = self.catalog.queues.get(queue_id), groups.get(group_id)
+            if queue is None or group is None:
+                # A consumer wrote it while its topic or group was being deleted.
+                self.store.put("position", (group_id, queue_id), None)
+                continue
             place = self.place(group, queue, start=position, leases=leases.pop((group_id, queue_id), None))
             self.watch(group, queue, place)
         # Of topics and groups that were deleted.

@@ -304,6 +304,9 @@ class Reader:
                     self._done(group, delivery.queue, delivery.queue.consumers[group.id], delivery.offset)
                 else:
                     received.append(Received(delivery, self._addressed(group, delivery, message, terms)))
+            if any(isinstance(delivery.queue.consumers.get(group.id), Competing) for delivery in deliveries):
+                # A lease that is forgotten at a crash would take the attempt and the handle along.
+                await self._engine.store.committed()
         except BaseException:
             self.give_back(group, (Received(delivery, None) for delivery in deliveries))
             raise

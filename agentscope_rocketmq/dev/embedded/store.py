@@ -257,8 +257,8 @@ class Store:
         if self.durable:
             # One process has the file, and keeps it.
             execute("PRAGMA locking_mode = EXCLUSIVE")
-        execute(f"PRAGMA journal_mode = {'WAL' if self.durable else 'OFF'}")
         execute(f"PRAGMA synchronous = {'FULL' if self.durable and self._fsync else 'OFF'}")
+        execute(f"PRAGMA journal_mode = {'WAL' if self.durable else 'OFF'}")
         execute(f"PRAGMA cache_size = -{_PAGE_CACHE_KIB}")
         execute("BEGIN IMMEDIATE")
         version = execute("PRAGMA user_version").fetchone()[0]
