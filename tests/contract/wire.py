@@ -14,6 +14,11 @@ Code = definition.Code
 Type = definition.MessageType
 ANY = definition.FilterExpression(type=definition.FilterType.TAG, expression="*")
 LIMIT = 30.0
+# A proxy lets a poll wait for this at least.
+LEAST_WAIT = 5.0
+# What a poll may take beyond that. A real broker forgets a poll now and then (docs/rocketmq-client.md, "Polls that the
+# broker forgets"): every client ends one that is overdue, and polls again.
+OVERDUE = 5.0
 
 
 def resource(name: str) -> Any:
@@ -120,7 +125,7 @@ class Peer:
         attempt_id: str | None = None,
         auto_renew: bool = False,
     ) -> tuple[Any, list[Any]]:
-        """One receive: its status, and its messages."""
+        """One receive: its status, and its messages. It is repeated when it was forgotten."""
         request = service.ReceiveMessageRequest(
             group=resource(group),
             message_queue=definition.MessageQueue(topic=resource(topic), id=-1),
@@ -131,8 +136,17 @@ class Peer:
         )
         request.invisible_duration.FromMilliseconds(int(invisible * 1000))
         request.long_polling_timeout.FromMilliseconds(int(wait * 1000))
+        deadline = max(wait, LEAST_WAIT) + OVERDUE
+        try:
+            return await self._receive(request, deadline)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+        return await self._receive(request, deadline)
+
+    async def _receive(self, request: Any, deadline: float) -> tuple[Any, list[Any]]:
         status, messages = None, []
-        async for answer in self.stub.ReceiveMessage(request, metadata=self.metadata, timeout=LIMIT):
+        async for answer in self.stub.ReceiveMessage(request, metadata=self.metadata, timeout=deadline):
             kind = answer.WhichOneof("content")
             if kind == "message":
                 messages.append(answer.message)
