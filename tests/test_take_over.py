@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 
+from agentscope_rocketmq.errors import BrokerUnreachable
 from agentscope_rocketmq.rocketmq import lite as lite_module
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, LiteLost, Position
@@ -124,6 +125,32 @@ async def test_what_the_old_owner_has_in_hand_goes_to_the_new_one_and_is_not_ack
         await slow.ack(in_hand.messages)
         await until(lambda: len(new.offsets) == 3)
         assert new.offsets == [0, 1, 2]
+
+
+async def test_what_is_given_back_gets_through_although_the_broker_is_busy(
+    connection, producer, lite, never_visible_again, monkeypatch
+):
+    async with (
+        LiteConsumer(connection, lite.topic, lite.group) as slow,
+        owner(connection, lite) as new,
+    ):
+        await slow.subscribe([SESSION], at=Position.offset(0))
+        await send(producer, lite, 3)
+        failures: list[str] = []
+        call = slow._client.call
+
+        async def busy_twice(method, *arguments, **options):
+            if method == "ChangeInvisibleDuration" and len(failures) < 2:
+                failures.append(method)
+                raise BrokerUnreachable("No answer from the broker.", transient=True)
+            return await call(method, *arguments, **options)
+
+        monkeypatch.setattr(slow._client, "call", busy_twice)
+        async with asyncio.timeout(LIMIT):
+            await anext(slow.batches())
+            await new.take(Position.offset(0))
+        await until(lambda: len(new.offsets) == 3)
+        assert (new.offsets, len(failures)) == ([0, 1, 2], 2)
 
 
 @pytest.mark.parametrize("fault", ["silent", "cut off"])

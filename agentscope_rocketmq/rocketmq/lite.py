@@ -76,7 +76,8 @@ class LiteConsumer:
         self._refresh_now = asyncio.Event()
         # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
         self._changing = asyncio.Lock()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._refreshing: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._accepted = False
         self._closing = Closing(limit=4 * CLOSE_TIMEOUT, name=f"lite[{topic}].close")
         self._client = Client(
@@ -124,9 +125,9 @@ class LiteConsumer:
         except BaseException:
             await self._client.aclose()
             raise
-        self._tasks = [
-            asyncio.create_task(self._refresh_loop(), name=f"rocketmq[{self._client.client_id}].subscriptions")
-        ]
+        self._refreshing = asyncio.create_task(
+            self._refresh_loop(), name=f"rocketmq[{self._client.client_id}].subscriptions"
+        )
 
     async def subscribe(
         self,
@@ -277,22 +278,28 @@ class LiteConsumer:
         await self._closing(self._aclose)
 
     async def _aclose(self) -> None:
+        deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
         self._poller.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         left, self._subscriptions = self._subscriptions, {}
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self._client.established:
                 try:
-                    await self._sync("COMPLETE_REMOVE", (), timeout=CLOSE_TIMEOUT)
+                    async with self._change(deadline):
+                        await self._sync("COMPLETE_REMOVE", (), timeout=seconds_left(deadline))
                 except (BrokerError, ClosedError) as error:
                     logger.debug("%s", error)
                 for subscription in left.values():
                     self._give_back_unacked(subscription)
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                # What was given back before is not others' yet, either.
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT)
         finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
             await self._poller.aclose(wait=False)
             await self._client.aclose()
@@ -387,16 +394,22 @@ class LiteConsumer:
 
     async def _send_back(self, request: Any) -> None:
         doing = f"Giving back a batch of LiteTopic {request.lite_topic!r} of {self.topic!r}"
-        try:
-            answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing, timeout=CLOSE_TIMEOUT)
+
+        async def send_once(seconds: float) -> None:
+            timeout = min(CALL_TIMEOUT, seconds)
+            answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing, timeout=timeout)
             check(answer.status, doing, known=True)
+
+        # Until it gets through, the LiteTopic's owner waits for it; after that long it is visible by itself.
+        try:
+            await retried(send_once, timeout=CLOSE_TIMEOUT if self._closing.begun else INVISIBLE)
         except (BrokerError, ClosedError) as error:
-            logger.debug("%s", error)
+            logger.warning("%s", error)
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work, name=f"rocketmq[{self._client.client_id}].ack")
-        self._tasks.append(task)
-        task.add_done_callback(self._tasks.remove)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _on_established(self) -> None:
         self._after_interruption()
