@@ -1,17 +1,21 @@
 """What all tests share: a RocketMQ to run against, and topics and groups on it that no other test uses.
 
-    pytest                          launches a real Apache RocketMQ, once for the whole run
-    pytest -n 4                     the same, with one RocketMQ for all four processes
-    pytest --engine HOST:PORT       uses one that runs already; ROCKETMQ_NAMESRV must name its name server
+    pytest                          every test that needs a RocketMQ on both engines, each launched once for the whole run
+    pytest -n 4                     the same, with one of each for all four processes
+    pytest --engine embedded        only on the embedded broker
+    pytest --engine apache          only on a real Apache RocketMQ
+    pytest --engine HOST:PORT       only on one that runs already; ROCKETMQ_NAMESRV must name its name server
 
 Nothing is skipped for want of a RocketMQ: what a run needs and can't have is an error.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,12 +30,12 @@ from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+    from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 
 
-APACHE = "apache"
+EMBEDDED, APACHE = "embedded", "apache"
 
 # How long an example takes depends on what else the machine does; pytest bounds the whole.
 settings.register_profile("here", deadline=None)
@@ -41,10 +45,9 @@ settings.load_profile("here")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
-        default=APACHE,
-        metavar="apache|HOST:PORT",
-        help="RocketMQ to test against: 'apache' launches a real one (default), HOST:PORT is the gRPC endpoint of one "
-        "that runs already, whose name server is ROCKETMQ_NAMESRV.",
+        metavar="embedded|apache|HOST:PORT",
+        help="RocketMQ to test against: launch the embedded broker, launch a real Apache RocketMQ, or use the one with "
+        "that gRPC endpoint, whose name server is ROCKETMQ_NAMESRV. Default: embedded and apache, every test on both.",
     )
 
 
@@ -55,10 +58,12 @@ class Engine:
     Attributes:
         endpoint: `host:port` of the gRPC endpoint.
         namesrv: `host:port` of the name server.
+        name: `embedded` or `apache`, for the few tests that must know.
     """
 
     endpoint: str
     namesrv: str
+    name: str = APACHE
 
 
 @dataclass(frozen=True)
@@ -83,46 +88,64 @@ class MakeTopic(Protocol):
         """
 
 
-_WORKER_ENGINE = "agentscope_rocketmq_engine"
-_launched: pytest.StashKey[ApacheRocketMQ] = pytest.StashKey()
+_ENGINES = "agentscope_rocketmq_engines"
+_launched: pytest.StashKey[dict[str, ApacheRocketMQ | EmbeddedRocketMQ]] = pytest.StashKey()
+
+
+def engines_of(config: pytest.Config) -> tuple[str, ...]:
+    """What to test against: `embedded`, `apache` or a `host:port`."""
+    choice = config.getoption("--engine")
+    return (EMBEDDED, APACHE) if choice is None else (choice,)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "chosen_engine" in metafunc.fixturenames:
+        metafunc.parametrize("chosen_engine", engines_of(metafunc.config), scope="session")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
-    """Let all processes of a parallel run share one RocketMQ, launched here before the first of them starts."""
-    config = node.config
-    if config.getoption("--engine") != APACHE:
-        return
-    if _launched not in config.stash:
-        from agentscope_rocketmq.dev.apache import ApacheRocketMQ
-
-        config.stash[_launched] = ApacheRocketMQ()
-        config.stash[_launched].start()
-    node.workerinput[_WORKER_ENGINE] = (config.stash[_launched].endpoint, config.stash[_launched].namesrv)
+    """Let all processes of a parallel run share the engines, launched here before the first of them starts."""
+    names = [name for name in engines_of(node.config) if name in (EMBEDDED, APACHE)]
+    node.workerinput[_ENGINES] = {name: _launch(node.config, name) for name in names}
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _launched in config.stash:
-        config.stash[_launched].stop()
+    for launched in config.stash.get(_launched, {}).values():
+        launched.stop()
+
+
+def _launch(config: pytest.Config, name: str) -> tuple[str, str]:
+    """Endpoint and name server of an engine that is launched once in this process."""
+    from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
+
+    running = config.stash.setdefault(_launched, {})
+    if name not in running:
+        # Strict as a real one: what was not provisioned is an error on both.
+        engine = EmbeddedRocketMQ(strict=True) if name == EMBEDDED else ApacheRocketMQ()
+        engine.start()
+        running[name] = engine
+    return running[name].endpoint, running[name].namesrv
 
 
 @pytest.fixture(scope="session")
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, chosen_engine: str) -> Engine:
     """The RocketMQ under test, shared by all tests: those that break one launch their own."""
-    choice = request.config.getoption("--engine")
-    shared = getattr(request.config, "workerinput", {}).get(_WORKER_ENGINE)
-    if shared is not None:
-        yield Engine(*shared)
-    elif choice == APACHE:
-        from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+    shared = getattr(request.config, "workerinput", {}).get(_ENGINES, {})
+    if chosen_engine in (EMBEDDED, APACHE):
+        endpoint, namesrv = shared.get(chosen_engine) or _launch(request.config, chosen_engine)
+        return Engine(endpoint, namesrv, chosen_engine)
+    namesrv = os.environ.get("ROCKETMQ_NAMESRV", "")
+    if not namesrv:
+        pytest.exit(f"--engine {chosen_engine} needs ROCKETMQ_NAMESRV: tests make topics.", returncode=2)
+    with ThreadPoolExecutor(1) as thread:  # whatever loop this thread has is not this fixture's
+        brokers = thread.submit(asyncio.run, _brokers(namesrv)).result()
+    return Engine(chosen_engine, namesrv, EMBEDDED if EMBEDDED in brokers else APACHE)
 
-        with ApacheRocketMQ() as launched:
-            yield Engine(launched.endpoint, launched.namesrv)
-    else:
-        namesrv = os.environ.get("ROCKETMQ_NAMESRV")
-        if namesrv is None:
-            pytest.exit(f"--engine {choice} needs ROCKETMQ_NAMESRV: tests make topics.", returncode=2)
-        yield Engine(choice, namesrv)
+
+async def _brokers(namesrv: str) -> Mapping[str, str]:
+    async with Admin(namesrv) as admin:
+        return await admin.brokers()
 
 
 @pytest.fixture

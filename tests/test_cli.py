@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import signal
+import socket
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 from agentscope_rocketmq.cli import app, main
 from tests.conftest import unique
+from tests.waiting import take
 
 COMMAND = [sys.executable, "-c", "from agentscope_rocketmq.cli import main; main()"]
 START_TIMEOUT = 150
@@ -77,16 +80,27 @@ def card_file(folder, endpoint: str, topic: str) -> str:
     return str(path)
 
 
-def test_dev_prints_what_to_export_serves_it_and_ends_with_0_on_sigterm(tmp_path):
-    with running("dev", "--port", "0", "--json") as dev:
-        ready = json.loads(next_line(dev.stdout, START_TIMEOUT))
-        assert ready["engine"] == "apache"
-        assert ready["environment"] == {
-            "ROCKETMQ_ENDPOINT": ready["endpoint"],
-            "ROCKETMQ_NAMESRV": ready["namesrv"],
+APACHE = ("dev", "--engine", "apache", "--port", "0")
+EMBEDDED = ("dev", "--port", "0")
+
+
+@contextlib.contextmanager
+def ready(*arguments: str):
+    """A running `dev`, and what it printed as JSON."""
+    with running(*arguments, "--json") as process:
+        yield process, json.loads(next_line(process.stdout, START_TIMEOUT))
+
+
+@pytest.mark.parametrize(("arguments", "processes"), [(EMBEDDED, 0), (APACHE, 3)], ids=["embedded", "apache"])
+def test_dev_prints_what_to_export_serves_it_and_ends_with_0_on_sigterm(tmp_path, arguments, processes):
+    with ready(*arguments) as (dev, announced):
+        assert announced["engine"] == ("apache" if processes else "embedded")
+        assert announced["environment"] == {
+            "ROCKETMQ_ENDPOINT": announced["endpoint"],
+            "ROCKETMQ_NAMESRV": announced["namesrv"],
         }
-        card = card_file(tmp_path, ready["endpoint"], "WeatherAgentTask")
-        first = run("provision", card, "--json", environment=ready["environment"])
+        card = card_file(tmp_path, announced["endpoint"], "WeatherAgentTask")
+        first = run("provision", card, "--json", environment=announced["environment"])
         assert first.returncode == 0, first.stderr
         assert {line["name"]: line["outcome"] for line in json.loads(first.stdout)} == {
             "WeatherAgentTask": "created",
@@ -97,18 +111,18 @@ def test_dev_prints_what_to_export_serves_it_and_ends_with_0_on_sigterm(tmp_path
             "CID_HOST_AGENT_LITE_OBSERVER": "created",
             "CID_HOST_AGENT_LITE_SERVER": "created",
         }
-        second = run("provision", card, "--namesrv", ready["namesrv"])
+        second = run("provision", card, "--namesrv", announced["namesrv"])
         assert [line.split()[0] for line in second.stdout.splitlines()] == ["unchanged"] * 7
-        java = children(dev.pid)
-        assert len(java) == 3
+        children_of_dev = children(dev.pid)
+        assert len(children_of_dev) == processes
         dev.terminate()
         assert dev.wait(STOP_TIMEOUT) == 0
-        assert_gone(java)
+        assert_gone(children_of_dev)
 
 
 def test_dev_killed_without_mercy_leaves_no_java_behind(tmp_path):
     # Its temporary folder, which a killed process can't remove, goes with this test's own.
-    with running("dev", "--port", "0", environment={"TMPDIR": str(tmp_path)}) as dev:
+    with running(*APACHE, environment={"TMPDIR": str(tmp_path)}) as dev:
         announced = next_line(dev.stdout, START_TIMEOUT)
         assert "RocketMQ is ready: endpoint 127.0.0.1:" in announced
         assert "asks for no credentials" in announced
@@ -121,7 +135,7 @@ def test_dev_killed_without_mercy_leaves_no_java_behind(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_dev_interrupted_while_starting_ends_with_0_and_leaves_no_java_behind(number):
-    with running("dev", "--port", "0") as dev:
+    with running(*APACHE) as dev:
         while "Starting" not in next_line(dev.stderr, START_TIMEOUT):
             pass
         java: dict[int, int] = {}
@@ -133,13 +147,128 @@ def test_dev_interrupted_while_starting_ends_with_0_and_leaves_no_java_behind(nu
         assert dev.stdout.read() == ""
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_2(engine):
-    port = engine.endpoint.rpartition(":")[2]
-    failed = run("dev", "--port", port)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_embedded_dev_says_what_it_is_and_ends_with_0_while_clients_wait(number):
+    with running(*EMBEDDED) as dev:
+        banner = next_line(dev.stdout, START_TIMEOUT)
+        for words in ("endpoint 127.0.0.1:", "in memory", "first use", "this machine alone", "no credentials"):
+            assert words in banner
+        dev.stdout.readline()
+        exported = dict(dev.stdout.readline().split()[1].split("=") for _ in range(2))
+        assert list(exported) == ["ROCKETMQ_ENDPOINT", "ROCKETMQ_NAMESRV"]
+        with waiting_client(exported["ROCKETMQ_ENDPOINT"]):
+            dev.send_signal(number)
+            assert dev.wait(STOP_TIMEOUT) == 0
+        assert dev.stderr.read() == ""
+
+
+@contextlib.contextmanager
+def waiting_client(endpoint: str):
+    """A client with an open telemetry stream and a long poll, which nothing will answer."""
+    import grpc
+
+    from agentscope_rocketmq.rocketmq.protocol import MessagingServiceStub, definition, service
+
+    with grpc.insecure_channel(endpoint) as channel:
+        stub, metadata = MessagingServiceStub(channel), (("x-mq-client-id", "waiting"),)
+        settings = definition.Settings(client_type=definition.ClientType.SIMPLE_CONSUMER)
+        settings.subscription.group.name = "G"
+        commands: queue.SimpleQueue = queue.SimpleQueue()
+        commands.put(service.TelemetryCommand(settings=settings))
+        stream = stub.Telemetry(iter(commands.get, None), metadata=metadata)
+        next(stream)
+        request = service.ReceiveMessageRequest(group=definition.Resource(name="G"), batch_size=1)
+        request.message_queue.topic.name, request.message_queue.id = "T", -1
+        request.invisible_duration.FromSeconds(30)
+        poll = stub.ReceiveMessage(request, metadata=metadata)
+        try:
+            yield
+        finally:
+            commands.put(None)
+            poll.cancel()
+
+
+async def send(endpoint: str, message, *, timeout: float = 10.0):
+    from agentscope_rocketmq.rocketmq.connection import Connection
+    from agentscope_rocketmq.rocketmq.producer import Producer
+
+    async with Connection(endpoint) as connection, Producer(connection) as producer:
+        return await producer.send(message, timeout=timeout)
+
+
+async def test_the_embedded_dev_keeps_what_it_was_given_in_its_data_folder(tmp_path):
+    from agentscope_rocketmq.rocketmq.connection import Connection
+    from agentscope_rocketmq.rocketmq.lite import LiteConsumer, Position
+    from agentscope_rocketmq.rocketmq.message import Message
+
+    for folder, options in ((tmp_path / "synced", ()), (tmp_path / "quick", ("--no-fsync",))):
+        with ready(*EMBEDDED, "--data", str(folder), *options) as (dev, announced):
+            await send(announced["endpoint"], Message(topic="Kept", lite_topic="s", body=b"kept"))
+            dev.terminate()
+            assert dev.wait(STOP_TIMEOUT) == 0
+        with ready(*EMBEDDED, "--data", str(folder), *options) as (_, announced):
+            async with (
+                Connection(announced["endpoint"]) as connection,
+                LiteConsumer(connection, "Kept", "KeptGroup") as reader,
+            ):
+                await reader.subscribe(["s"], at=Position.first())
+                [batch] = await take(reader.batches(), 1)
+                assert [message.body() for message in batch.messages] == [b"kept"]
+
+
+async def test_limits_and_strictness_reach_the_embedded_dev():
+    from agentscope_rocketmq.errors import TopicNotFound
+    from agentscope_rocketmq.rocketmq.message import Message
+    from tests.contract.wire import Code, Peer, message
+
+    limits = ("--strict", "--max-body-bytes", "1000", "--max-lite-topic-length", "5", "--lite-quota", "2")
+    with ready(*EMBEDDED, *limits) as (_, announced), pytest.raises(TopicNotFound):
+        await send(announced["endpoint"], Message(topic="NeverMade", body=b"x"))
+    with ready(*EMBEDDED, *limits[1:]) as (_, announced):
+        peer = Peer(announced["endpoint"])
+        settings = await peer.announce("LITE_PUSH_CONSUMER", "G", "L")
+        assert (settings.subscription.max_lite_topic_size, settings.subscription.lite_subscription_quota) == (5, 2)
+        for sent, code in (
+            (message("T", bytes(1000)), Code.OK),
+            (message("T", bytes(1001)), Code.MESSAGE_BODY_TOO_LARGE),
+            (message("L", lite_topic="12345"), Code.OK),
+            (message("L", lite_topic="123456"), Code.ILLEGAL_LITE_TOPIC),
+        ):
+            assert (await peer.send(sent)).status.code == code
+        assert (await peer.sync("G", "L", "PARTIAL_ADD", ["a", "b"])).code == Code.OK
+        assert (await peer.sync("G", "L", "PARTIAL_ADD", ["c"])).code == Code.LITE_SUBSCRIPTION_QUOTA_EXCEEDED
+        await peer.aclose()
+
+
+def test_what_only_the_embedded_engine_has_is_refused_for_apache():
+    failed = run(*APACHE, "--strict", "--no-fsync")
+    assert failed.returncode == 2
+    assert failed.stderr == (
+        "error: --fsync, --strict: only the embedded engine has that. Leave it out, or --engine.\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--port", "--namesrv-port"])
+@pytest.mark.parametrize("kind", ["embedded", "apache"])
+def test_a_port_in_use_is_one_line_and_exit_code_2(kind, option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        failed = run("dev", "--engine", kind, *(("--port", "0") if option == "--namesrv-port" else ()), option, port)
     assert failed.returncode == 2
     assert failed.stdout == ""
-    assert failed.stderr.splitlines()[-1].startswith(f"error: Port {port} can't be used")
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert port in last
+    assert "choose another port" in last
     assert "Traceback" not in failed.stderr
+
+
+def test_a_data_folder_that_a_broker_has_open_is_one_line_and_exit_code_2(tmp_path):
+    with ready(*EMBEDDED, "--data", str(tmp_path)):
+        failed = run(*EMBEDDED, "--data", str(tmp_path))
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "another broker may have it open" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
 
 
 def test_a_name_server_that_does_not_answer_is_one_line_and_exit_code_1():
@@ -187,6 +316,7 @@ def test_what_is_asked_wrongly_is_one_line_and_no_traceback(arguments, problem):
 def test_an_unknown_engine_is_refused_by_name():
     result = CliRunner().invoke(app, ["dev", "--engine", "kafka"])
     assert result.exit_code == 2
+    assert "embedded" in result.output
     assert "apache" in result.output
 
 

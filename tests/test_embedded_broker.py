@@ -51,6 +51,29 @@ async def test_it_tells_its_endpoint_only_while_it_runs():
     await broker.aclose()
 
 
+async def test_it_runs_once_and_its_close_goes_on_when_the_caller_is_cancelled():
+    broker = DevBroker()
+    await broker.start()
+    with pytest.raises(ClosedError, match="another one"):
+        await broker.start()
+    async with peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as waiting:
+        poll = asyncio.create_task(waiting.poll("G", "T", wait=20))
+        engine = broker._engine
+        assert engine is not None
+        await until(lambda: any(map(len, engine._waiters.get("T", {}).values())))
+        closing = asyncio.create_task(broker.aclose())
+        await until(lambda: broker._closing.begun)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        # A poll ends as if its time was over, not with an error.
+        status, messages = await poll
+        assert (status.code, messages) == (Code.MESSAGE_NOT_FOUND, [])
+        await broker.aclose()
+    assert broker._closing.done
+    with pytest.raises(ClosedError):
+        await broker.start()
+
+
 async def test_what_a_client_subscribes_after_its_good_bye_ends_with_its_stream():
     async with DevBroker() as broker:
         engine = broker._engine

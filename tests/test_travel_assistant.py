@@ -134,11 +134,21 @@ def test_the_demo_converses_at_its_prompt_in_english(engine):
     assert "Paris" in output
 
 
-def _demo(engine, *arguments, said=""):
+def test_the_demo_brings_its_own_broker_unless_it_is_given_one():
+    # Neither Java nor Maven is on this path.
+    output = _demo(None, "--ask", "杭州明天天气怎么样", environ={"PATH": str(Path(sys.executable).parent)})
+    assert "topic WeatherAgentTask" in output
+    assert "°C" in output
+
+
+def _demo(engine, *arguments, said="", environ=None):
     run = uuid.uuid4().hex  # inherited by all processes of this run, and by no other's
-    environ = {**os.environ, "ROCKETMQ_NAMESRV": engine.namesrv, "MODEL": "offline", "TRAVEL_ASSISTANT_RUN": run}
+    environ = {**os.environ, "MODEL": "offline", "TRAVEL_ASSISTANT_RUN": run, **(environ or {})}
+    if engine is not None:
+        environ["ROCKETMQ_NAMESRV"] = engine.namesrv
+        arguments = ("--engine", engine.endpoint, *arguments)
     done = subprocess.run(
-        [sys.executable, "-m", "examples.travel_assistant", "--engine", engine.endpoint, *arguments],
+        [sys.executable, "-m", "examples.travel_assistant", *arguments],
         cwd=ROOT,
         env=environ,
         input=said,

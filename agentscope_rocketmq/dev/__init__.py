@@ -2,7 +2,7 @@
 
 ::
 
-    embedded   RocketMQ's protocol in this process, without Java
+    embedded   RocketMQ's protocol in Python, without Java: in this process, or in one of its own
     apache     a real Apache RocketMQ: name server, broker and proxy as processes of this machine
     maven      gets its jars into a cache folder
     process    child processes that never outlive their parent
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentscope_rocketmq.dev.apache import ApacheRocketMQ
-    from agentscope_rocketmq.dev.embedded import DevBroker
+    from agentscope_rocketmq.dev.embedded import DevBroker, EmbeddedRocketMQ
 
-__all__ = ["ApacheRocketMQ", "DevBroker"]
+__all__ = ["ApacheRocketMQ", "DevBroker", "EmbeddedRocketMQ"]
 
 
 def __getattr__(name: str) -> object:
     # Lazily: the command line's help must not load gRPC.
     if name == "ApacheRocketMQ":
         return importlib.import_module("agentscope_rocketmq.dev.apache").ApacheRocketMQ
-    if name == "DevBroker":
-        return importlib.import_module("agentscope_rocketmq.dev.embedded").DevBroker
+    if name in ("DevBroker", "EmbeddedRocketMQ"):
+        return getattr(importlib.import_module("agentscope_rocketmq.dev.embedded"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -93,6 +93,7 @@ class ApacheRocketMQ:
 
     Args:
         port: Port of the proxy's gRPC endpoint; 0 lets the kernel choose.
+        namesrv_port: Port of the name server; 0 lets the kernel choose.
         data: Folder for store, settings and logs, made if need be; what is in it is there again at the next start.
             None takes a temporary folder that is removed at the stop.
         cache: Folder for the jars, about 100 MB; None takes the user's cache folder (`XDG_CACHE_HOME` is honoured).
@@ -116,6 +117,7 @@ class ApacheRocketMQ:
         self,
         *,
         port: int = 0,
+        namesrv_port: int = 0,
         data: Path | None = None,
         cache: Path | None = None,
         broker_options: Mapping[str, str] | None = None,
@@ -129,6 +131,7 @@ class ApacheRocketMQ:
         self.namesrv = ""
         self.broker_address = ""
         self._port = port
+        self._namesrv_port = namesrv_port
         self._data = data
         self._cache = cache
         self._broker_options = dict(broker_options or {})
@@ -304,7 +307,7 @@ class ApacheRocketMQ:
         resources.callback(ports.close)
         proxy_port = ports.take(self._port) if self._port else ports.choose()
         broker_port = ports.choose(also_below=_FAST_PORT_BELOW)
-        namesrv_port = ports.choose()
+        namesrv_port = ports.take(self._namesrv_port) if self._namesrv_port else ports.choose()
         self.endpoint = f"{_LOCALHOST}:{proxy_port}"
         self.namesrv = f"{_LOCALHOST}:{namesrv_port}"
         self.broker_address = f"{_LOCALHOST}:{broker_port}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from agentscope_rocketmq.config import RocketMQConfig
-from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.dev.process import Process, Starter
 from agentscope_rocketmq.errors import AgentScopeRocketMQError, ConfigurationError
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="demo", description="The travel assistant over RocketMQ.")
     parser.add_argument(
         "--engine",
-        default="apache",
-        metavar="apache|HOST:PORT",
-        help="start Apache RocketMQ (the default), or use the one whose proxy is there; then ROCKETMQ_NAMESRV names the "
-        "name server that topics and groups are made through, and without it they must exist",
+        default="embedded",
+        metavar="embedded|apache|HOST:PORT",
+        help="start the embedded broker (the default), start Apache RocketMQ, or use the one whose endpoint is there; then "
+        "ROCKETMQ_NAMESRV names the name server that topics and groups are made through, and without it they must exist",
     )
     parser.add_argument("--ask", metavar="TEXT", help="answer this one question, without a prompt")
     parser.add_argument("--session", help="name of the conversation (default: a random one)")
@@ -80,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _broker(engine: str) -> Iterator[None]:
     """Have a broker with all topics and groups; its address goes to the environment, from where the processes take it."""
     with ExitStack() as running:
-        if engine == "apache":
-            broker = running.enter_context(ApacheRocketMQ(on_progress=_say))
+        if engine in ("embedded", "apache"):
+            broker: ApacheRocketMQ | EmbeddedRocketMQ
+            broker = EmbeddedRocketMQ() if engine == "embedded" else ApacheRocketMQ(on_progress=_say)
+            running.enter_context(broker)
             os.environ |= {"ROCKETMQ_ENDPOINT": broker.endpoint, "ROCKETMQ_NAMESRV": broker.namesrv}
         else:
             os.environ["ROCKETMQ_ENDPOINT"] = engine

@@ -1,23 +1,21 @@
-"""The contract suite runs every test on the embedded broker and on a real Apache RocketMQ.
+"""The contract suite: what a broker does, said once and run on every engine.
 
 Where they differ on purpose, the difference has a name and a reason in `DIFFERENCES`, and the test says what each does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
-from agentscope_rocketmq.dev import DevBroker
-from tests.conftest import Engine, Names, new_topic
+from tests.conftest import EMBEDDED, Engine
 from tests.contract.wire import Peer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-EMBEDDED, APACHE = "embedded", "apache"
+    from tests.conftest import MakeTopic, Names
 
 DIFFERENCES = {
     "handle-junk": "Apache answers a string that is no receipt handle with an internal error; embedded says what it is.",
@@ -31,13 +29,8 @@ DIFFERENCES = {
 }
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Engine):
     """The broker under test."""
-
-    name: str
-    endpoint: str
-    namesrv: str
 
     def differs(self, difference: str) -> bool:
         """Whether this is the embedded broker where both differ in that named way."""
@@ -45,30 +38,15 @@ class Target:
         return self.name == EMBEDDED
 
 
-class Make(Protocol):
-    async def __call__(
-        self, message_type: str = "NORMAL", *, group_attributes: Mapping[str, str] | None = None, queues: int = 8
-    ) -> Names: ...
-
-
-@pytest.fixture(params=(EMBEDDED, APACHE))
-async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
-    if request.param == APACHE:
-        engine: Engine = request.getfixturevalue("engine")
-        yield Target(APACHE, engine.endpoint, engine.namesrv)
-        return
-    async with DevBroker(strict=True) as broker:
-        yield Target(EMBEDDED, broker.endpoint, broker.namesrv)
+@pytest.fixture
+def target(engine: Engine) -> Target:
+    return Target(engine.endpoint, engine.namesrv, engine.name)
 
 
 @pytest.fixture
-def make(target: Target) -> Make:
-    """Makes a topic and its group, as `make_topic` of the whole suite does."""
-
-    async def make(message_type: str = "NORMAL", **options: Any) -> Names:
-        return await new_topic(Engine(target.endpoint, target.namesrv), message_type, **options)
-
-    return make
+def make(make_topic: MakeTopic) -> MakeTopic:
+    """Makes a topic and its group."""
+    return make_topic
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import grpc
 
@@ -19,18 +20,18 @@ from agentscope_rocketmq.dev.embedded.servicer import BROKER_NAME, Servicer
 from agentscope_rocketmq.dev.embedded.settings import MIB, Settings
 from agentscope_rocketmq.dev.embedded.store import Store
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
+from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.protocol import add_servicer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["DevBroker"]
 
 logger = logging.getLogger(__name__)
 
 _TIDY_INTERVAL = 30.0
-# Calls in flight have this long to end by themselves; long polls are simply cut.
+# Calls in flight have this long to end by themselves, then they are cut.
 _STOP_GRACE = 0.5
+# Seconds that a close may take: writing what is left, at the most.
+_CLOSE_TIMEOUT = 30.0
 _MOST_CALLS = 20_000
 # As a proxy: a full batch of the largest messages.
 _GRPC_BYTES = 130 * MIB
@@ -58,13 +59,14 @@ class DevBroker:
         data: Folder to keep topics, messages and offsets in, made where it does not exist: a send or ack that was
             acknowledged survives the death of this process. None forgets everything at the end.
         host: Address to listen on.
+        namesrv_port: TCP port of `namesrv`; 0 lets the kernel choose one.
         strict: Topics and groups must have been made (`create_topic`, `create_group`); by default first use does.
         fsync: With `data`, what is acknowledged is on the disk and survives the machine's death as well. False is
             faster.
         max_body_bytes: Largest body of a message; RocketMQ's own default is 4 MiB.
         max_lite_topic_length: Longest name of a LiteTopic, in characters.
         retention: Seconds after which messages are deleted, consumed or not.
-        settings: All of the above but port, data and host, and more; None builds them from the other arguments.
+        settings: All of the above but ports, data and host, and more; None builds them from the other arguments.
 
     Raises:
         ConfigurationError: On entering: the port is taken, or the data folder can't be used.
@@ -73,9 +75,10 @@ class DevBroker:
     def __init__(
         self,
         port: int = 0,
-        data: Path | None = None,
+        data: Path | str | None = None,
         *,
         host: str = "127.0.0.1",
+        namesrv_port: int = 0,
         strict: bool = False,
         fsync: bool = True,
         max_body_bytes: int = 4 * MIB,
@@ -85,6 +88,7 @@ class DevBroker:
     ) -> None:
         self._host = host
         self._port = port
+        self._namesrv_port = namesrv_port
         self._settings = settings or Settings(
             strict=strict,
             fsync=fsync,
@@ -92,8 +96,11 @@ class DevBroker:
             max_lite_topic_length=max_lite_topic_length,
             retention=retention,
         )
-        self._store = Store(data, fsync=self._settings.fsync)
+        self._store = Store(None if data is None else Path(data), fsync=self._settings.fsync)
         self._engine: Engine | None = None
+        self._servicer: Servicer | None = None
+        self._started = False
+        self._closing = Closing(limit=_CLOSE_TIMEOUT, name="rocketmq-embedded.close")
         self._server: Any = None
         self._remoting: Remoting | None = None
         self._tidying: asyncio.Task[None] | None = None
@@ -123,8 +130,12 @@ class DevBroker:
         """Load what `data` has, and listen.
 
         Raises:
-            ConfigurationError: The port is taken, or the data folder can't be used.
+            ConfigurationError: A port is taken, or the data folder can't be used.
+            ClosedError: It was started before.
         """
+        if self._started:
+            raise ClosedError("This broker was started before: make another one.")
+        self._started = True
         await self._store.open()
         try:
             await self._serve()
@@ -143,34 +154,42 @@ class DevBroker:
         try:
             port = server.add_insecure_port(f"{self._host}:{self._port}")
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"The embedded broker can't listen on {self._host}:{self._port}: stop what listens there, or choose "
-                "another port."
-            ) from error
+            raise _port_taken(self._host, self._port) from error
         servicer.port = self._port = port
         engine.store_host = f"{self._host}:{port}"
         remoting = Remoting(engine.catalog, self._store, broker_name=BROKER_NAME)
-        await remoting.start(self._host)
         await server.start()
-        self._server, self._remoting, self._engine = server, remoting, engine
+        # Last: who can connect to this port can use the broker.
+        await self._listen(remoting, server)
+        self._server, self._servicer, self._remoting, self._engine = server, servicer, remoting, engine
         self._tidying = asyncio.create_task(self._tidy(engine), name="rocketmq-embedded.tidy")
 
-    async def aclose(self) -> None:
-        """Stop listening, cut the calls in flight, write what is left. Repeated calls are safe."""
-        engine, self._engine = self._engine, None
-        if engine is None:
-            return
-        assert self._tidying is not None and self._remoting is not None  # noqa: S101, PT018  (set with the engine)
-        self._tidying.cancel()
-        await asyncio.gather(self._tidying, return_exceptions=True)
-        await self._server.stop(_STOP_GRACE)
-        await self._remoting.aclose()
-        engine.close()
-        await self._store.aclose()
+    async def _listen(self, remoting: Remoting, server: Any) -> None:
+        try:
+            await remoting.start(self._host, self._namesrv_port)
+        except BaseException as error:
+            await server.stop(None)
+            if isinstance(error, OSError):
+                raise _port_taken(self._host, self._namesrv_port) from error
+            raise
 
-    async def wait_closed(self) -> None:
-        """Until somebody closes it."""
-        await self._server.wait_for_termination()
+    async def aclose(self) -> None:
+        """Stop listening, end the calls in flight, write what is left. It goes on when the caller is cancelled."""
+        if self._engine is not None or self._closing.begun:
+            await self._closing(self._close)
+
+    async def _close(self) -> None:
+        engine, self._engine = self._engine, None
+        assert engine and self._servicer and self._remoting and self._tidying  # noqa: S101, PT018  (set together)
+        try:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+            self._servicer.close()
+            await self._server.stop(_STOP_GRACE)
+            await self._remoting.aclose()
+        finally:
+            engine.close()
+            await self._store.aclose()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -252,3 +271,9 @@ class DevBroker:
         while True:
             await asyncio.sleep(_TIDY_INTERVAL)
             await engine.tidy()
+
+
+def _port_taken(host: str, port: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"The embedded broker can't listen on {host}:{port}: stop what listens there, or choose another port."
+    )

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.dev.embedded.attributes import GROUP_ATTRIBUTES, TOPIC_ATTRIBUTES, check_attributes
 from agentscope_rocketmq.dev.embedded.queues import Queue
 from agentscope_rocketmq.dev.embedded.refusal import Code, Refused, not_modelled
 
@@ -42,6 +43,7 @@ class Topic:
     Attributes:
         name: Its name.
         width: How many numbered queues it has (a LITE topic none, though it announces them).
+        readable: How many of them it says may be read; kept for provisioning, all are read here.
         attributes: As mqadmin names them: `message.type`, `lite.topic.expiration`, …
         queues: Its numbered queues, made at the first send.
         lite: Its LiteTopics by name.
@@ -50,6 +52,7 @@ class Topic:
 
     name: str
     width: int
+    readable: int
     attributes: dict[str, str] = field(default_factory=dict)
     queues: list[Queue] = field(default_factory=list)
     lite: dict[str, Queue] = field(default_factory=dict)
@@ -128,8 +131,8 @@ class Catalog:
 
     async def load(self) -> None:
         """Read what the store has."""
-        for name, width, attributes in await self._store.rows("SELECT * FROM topic"):
-            self.topics[name] = Topic(name, width, json.loads(attributes))
+        for name, width, readable, attributes in await self._store.rows("SELECT * FROM topic"):
+            self.topics[name] = Topic(name, width, readable, json.loads(attributes))
         for number, name, known, attributes, ordered, attempts in await self._store.rows(
             "SELECT * FROM consumer_group"
         ):
@@ -159,7 +162,7 @@ class Catalog:
                 raise Refused(Code.TOPIC_NOT_FOUND, f"No topic route info in name server for the topic: {name}")
             if len(self.topics) >= self._settings.max_topics:
                 raise Refused(Code.TOPIC_NOT_FOUND, f"this broker holds {len(self.topics)} topics and makes no more")
-            topic = self.topics[name] = Topic(name, self._settings.queues)
+            topic = self.topics[name] = Topic(name, self._settings.queues, self._settings.queues)
         return topic
 
     def topic_to_send_to(self, name: str, kind: str) -> Topic:
@@ -173,28 +176,31 @@ class Catalog:
             raise _other_type("UNSPECIFIED", kind)
         return self.topic(name)
 
-    def put_topic(self, name: str, attributes: Mapping[str, str], *, queues: int) -> Topic:
+    def put_topic(self, name: str, attributes: Mapping[str, str], *, queues: int, readable: int | None = None) -> Topic:
         """Make a topic, or change what may change about it.
 
         Args:
             name: Its name.
             attributes: As mqadmin names them; those not named stay as they are.
             queues: How many queues it has at least.
+            readable: See `Topic`; None for all.
 
         Raises:
             Refused: Its name or an attribute is illegal, or it holds messages of another type.
         """
         check_topic_name(name)
-        kind = attributes.get("message.type", "NORMAL")
+        check_attributes(TOPIC_ATTRIBUTES, attributes)
+        known = self.topics.get(name)
+        kind = attributes.get("message.type", (known.type if known is not None else None) or "NORMAL")
         if kind not in TYPES:
             raise not_modelled(f"Topics of type {kind}")
-        _check_number("lite.topic.expiration", attributes)
-        topic = self.topics.setdefault(name, Topic(name, queues))
+        topic = known or self.topics.setdefault(name, Topic(name, queues, queues))
         self.set_type(topic, kind)
         topic.attributes.update(attributes)
         while topic.queues and len(topic.queues) < queues:
             self.add_queue(topic, len(topic.queues))
         topic.width = max(queues, len(topic.queues))
+        topic.readable = topic.width if readable is None else readable
         self._save_topic(topic)
         return topic
 
@@ -289,11 +295,10 @@ class Catalog:
             Refused: A name or an attribute is illegal, or the topic is no LITE topic.
         """
         check_group_name(name)
-        _check_number("lite.sub.client.quota", attributes)
-        if attributes.get("lite.sub.model", "Shared") not in ("Shared", "Exclusive"):
-            raise Refused(Code.BAD_REQUEST, "lite.sub.model is not in set: [Shared, Exclusive]")
+        check_attributes(GROUP_ATTRIBUTES, attributes)
         bound_to = attributes.get("lite.bind.topic")
-        if bound_to is not None:
+        if bound_to is not None and not (self._settings.strict and bound_to not in self.topics):
+            # Where topics must be made, the group may be made first, as on a real broker.
             self.set_type(self.topic(bound_to), "LITE")
         group = self.groups.get(name) or self._new_group(name)
         group.known = True
@@ -330,6 +335,7 @@ class Catalog:
             }
             self._save_group(group)
         self.check_bound(group, topic_name)
+        self.topic(topic_name)
         return group
 
     def use_as_regular(self, name: str) -> Group:
@@ -367,7 +373,7 @@ class Catalog:
         return group
 
     def _save_topic(self, topic: Topic) -> None:
-        self._store.put("topic", (topic.name,), (topic.width, json.dumps(topic.attributes)))
+        self._store.put("topic", (topic.name,), (topic.width, topic.readable, json.dumps(topic.attributes)))
 
     def _save_group(self, group: Group) -> None:
         ordered = None if group.ordered is None else int(group.ordered)
@@ -414,13 +420,6 @@ def check_group_name(name: str) -> None:
         raise Refused(
             Code.ILLEGAL_CONSUMER_GROUP, f"the specified group is longer than group max length {_LONGEST_GROUP}."
         )
-
-
-def _check_number(name: str, attributes: Mapping[str, str]) -> None:
-    try:
-        int(attributes.get(name, 0))
-    except ValueError:
-        raise Refused(Code.BAD_REQUEST, f"{name} must be a number, not {attributes[name]!r}") from None
 
 
 def _other_type(expected: str, actual: str) -> Refused:

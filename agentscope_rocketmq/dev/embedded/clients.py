@@ -111,6 +111,11 @@ class Clients:
             command = service.NotifyUnsubscribeLiteCommand(lite_topic=lite_topic)
             client.tell(service.TelemetryCommand(notify_unsubscribe_lite_command=command))
 
+    def close(self) -> None:
+        """End all streams."""
+        for client in self._clients.values():
+            client.outbox.put_nowait(None)
+
     def _fill_publishing(self, answer: Any) -> None:
         answer.publishing.max_body_size = self._settings.max_body_bytes
         answer.publishing.validate_message_type = True

@@ -69,6 +69,14 @@ class Reader:
         self._engine = engine
         self._handles = handles
         self._turn = 0
+        self._waits: set[asyncio.Timeout] = set()
+        self._closing = False
+
+    def close(self) -> None:
+        """End all long polls now, without messages, as if their time was over."""
+        self._closing = True
+        for limit in self._waits:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def receive(self, group: Group, topic: Topic, queue_number: int, terms: Terms) -> list[Received]:
         """Messages of a topic's numbered queues.
@@ -238,11 +246,16 @@ class Reader:
                     # All of it was for nobody (tags); let others run before looking further.
                     await asyncio.sleep(0)
                     continue
+                if self._closing:
+                    return []
                 try:
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(deadline) as limit:
+                        self._waits.add(limit)
                         await woken.wait()
                 except TimeoutError:
                     return []
+                finally:
+                    self._waits.discard(limit)
 
     def _take(self, group: Group, topic: Topic, number: int, terms: Terms) -> list[Delivery]:
         queues = topic.queues

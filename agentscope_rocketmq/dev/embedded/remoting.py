@@ -33,6 +33,9 @@ _GROUP_NOT_EXIST = 26
 _INVALID_PARAMETER = 29
 
 _MOST_BYTES = 1024 * 1024
+_MOST_QUEUES = 1024
+# What mqadmin's examples and real brokers call it.
+_CLUSTER = "DefaultCluster"
 _RESPONSE = 1
 _READ_AND_WRITE = 6
 
@@ -65,9 +68,9 @@ class Remoting:
         }
         self.address = ""
 
-    async def start(self, host: str) -> None:
-        """Listen on a port that the kernel chooses; `address` tells it."""
-        self._server = await asyncio.start_server(self._serve, host, 0)
+    async def start(self, host: str, port: int) -> None:
+        """Listen; 0 lets the kernel choose a port. `address` tells it."""
+        self._server = await asyncio.start_server(self._serve, host, port)
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def aclose(self) -> None:
@@ -118,8 +121,8 @@ class Remoting:
     def _cluster(self, _fields: Mapping[str, str], _body: bytes) -> Any:
         name = self._broker_name
         return {
-            "brokerAddrTable": {name: {"brokerName": name, "cluster": name, "brokerAddrs": {"0": self.address}}},
-            "clusterAddrTable": {name: [name]},
+            "brokerAddrTable": {name: {"brokerName": name, "cluster": _CLUSTER, "brokerAddrs": {"0": self.address}}},
+            "clusterAddrTable": {_CLUSTER: [name]},
         }
 
     def _topic(self, fields: Mapping[str, str], _body: bytes) -> Any:
@@ -128,7 +131,7 @@ class Remoting:
             raise Refused(Code.TOPIC_NOT_FOUND, f"topic {fields['topic']} does not exist")
         return {
             "topicName": topic.name,
-            "readQueueNums": topic.width,
+            "readQueueNums": topic.readable,
             "writeQueueNums": topic.width,
             "perm": _READ_AND_WRITE,
             "attributes": topic.attributes,
@@ -137,7 +140,8 @@ class Remoting:
     def _put_topic(self, fields: Mapping[str, str], _body: bytes) -> None:
         pairs = (pair.removeprefix("+").partition("=") for pair in fields.get("attributes", "").split(",") if pair)
         attributes = {name: value for name, _, value in pairs}
-        self._catalog.put_topic(fields["topic"], attributes, queues=max(1, min(1024, int(fields["writeQueueNums"]))))
+        queues, readable = (max(1, min(_MOST_QUEUES, int(fields[f"{what}QueueNums"]))) for what in ("write", "read"))
+        self._catalog.put_topic(fields["topic"], attributes, queues=queues, readable=readable)
 
     def _delete_topic(self, fields: Mapping[str, str], _body: bytes) -> None:
         self._catalog.delete_topic(fields["topic"])

@@ -1,13 +1,18 @@
-"""The embedded broker as a program: until a signal asks for its end."""
+"""The embedded broker as a program: until a signal asks for its end.
+
+python -m agentscope_rocketmq.dev.embedded.run '{"port": 8081}'     what `EmbeddedRocketMQ` starts
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.dev.embedded.broker import DevBroker
+from agentscope_rocketmq.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +25,11 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_embedded(
-    port: int = 8081, data: Path | None = None, *, on_ready: Callable[[DevBroker], None], **options: Any
+    port: int = 8081,
+    data: Path | str | None = None,
+    *,
+    on_ready: Callable[[DevBroker], None] = lambda _: None,
+    **options: Any,
 ) -> None:
     """Run a broker in this thread, which must be the main one, until SIGINT, SIGTERM or SIGHUP; then stop cleanly.
 
@@ -31,7 +40,7 @@ def run_embedded(
         **options: Further arguments of `DevBroker`.
 
     Raises:
-        ConfigurationError: The port is taken, or the data folder can't be used.
+        ConfigurationError: A port is taken, or the data folder can't be used.
     """
     # The store's thread waits for the interpreter lock at every statement; this process has nothing else to do.
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -43,10 +52,13 @@ async def _run(broker: DevBroker, on_ready: Callable[[DevBroker], None]) -> None
     stopped = asyncio.Event()
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    async with broker:
+        on_ready(broker)
+        await stopped.wait()
+
+
+if __name__ == "__main__":
     try:
-        async with broker:
-            on_ready(broker)
-            await stopped.wait()
-    finally:
-        for number in _STOP_SIGNALS:
-            loop.remove_signal_handler(number)
+        run_embedded(**json.loads(sys.argv[1]))
+    except ConfigurationError as problem:
+        sys.exit(f"error: {problem}")

@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_VERSION = 1
+_VERSION = 2
 # Table -> how many of its columns are its key, and its columns.
 _TABLES: dict[str, tuple[int, str]] = {
     "message": (1, "id INTEGER, store_ms INTEGER NOT NULL, data BLOB NOT NULL"),
     "meta": (1, "name TEXT, value BLOB NOT NULL"),
-    "topic": (1, "name TEXT, queues INTEGER NOT NULL, attributes TEXT NOT NULL"),
+    "topic": (1, "name TEXT, queues INTEGER NOT NULL, readable INTEGER NOT NULL, attributes TEXT NOT NULL"),
     "consumer_group": (
         1,
         "id INTEGER, name TEXT NOT NULL, known INTEGER NOT NULL, attributes TEXT NOT NULL, ordered INTEGER, "
