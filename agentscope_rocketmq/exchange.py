@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from agentscope_rocketmq.envelope import ResponseEnvelope, is_carried_header
 from agentscope_rocketmq.errors import CallTimeout, EnvelopeError, ResponseCorrupt
-from agentscope_rocketmq.jsonrpc import Progress, plain_error, progress
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, Progress, error_response, plain_error, progress
 from agentscope_rocketmq.sse import parse_events, render_event
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class _BySequence:
     """Orders the messages of a server that numbers them."""
 
     settle_at: float | None = None  # its end is numbered too, so there is nothing to wait for
+    ends_its_task = True  # the server sees to it
 
     def __init__(self, *, max_held: int, max_held_bytes: int) -> None:
         self._sequence = _Sequence[ResponseEnvelope](max_held=max_held, max_held_bytes=max_held_bytes)
@@ -178,11 +179,15 @@ class _ByEventId:
         self.finished = True
         return self._sequence.rest()
 
+    @property
+    def ends_its_task(self) -> bool:
+        """Whether the last event leaves nothing to wait for: a final state, a question, a message, an error."""
+        return self._last is not Progress.OPEN
+
     def _is_whole(self) -> bool:
         if not self._end_seen or self._sequence.held:
             return False
-        said_so = self._last is not Progress.OPEN
-        return said_so or (self._end_number is not None and self._sequence.next > self._end_number)
+        return self.ends_its_task or (self._end_number is not None and self._sequence.next > self._end_number)
 
 
 class Call:
@@ -288,7 +293,10 @@ class Call:
         if self._order is not None and self._order.settle_at is not None:
             messages, self.missing = self._order.settle()
             self.finished = True
-            return self._texts(messages)
+            texts = self._texts(messages)
+            if self.missing or not self._order.ends_its_task:
+                texts.append(render_event(self._broken_off()))
+            return texts
         if self._total is not None and now >= self._opened_at + self._total:
             raise self._timeout("total", self._total, "did not end")
         raise self._timeout("idle", self._idle or 0.0, "brought nothing new")
@@ -328,6 +336,15 @@ class Call:
             if text:
                 texts.append(text)
         return texts
+
+    def _broken_off(self) -> str:
+        lost = f"{self.missing} of its events never came" if self.missing else "its last event leaves the task at work"
+        return error_response(
+            None,
+            INTERNAL_ERROR,
+            f"The agent's server ended the stream of request {self.request_id} too early: {lost}. "
+            "The task may have gone on, or failed: ask for it (GetTask).",
+        )
 
     def _timeout(self, which: str, seconds: float, what: str) -> CallTimeout:
         begun = "a server had taken the request" if self.begun else "no server had taken the request"

@@ -9,8 +9,6 @@ import pytest
 import pytest_asyncio
 from a2a.client import ClientCallContext
 from a2a.client.errors import A2AClientError, A2AClientTimeoutError
-from a2a.server.agent_execution import AgentExecutor
-from a2a.server.tasks import TaskUpdater
 from a2a.types import (
     CancelTaskRequest,
     DeleteTaskPushNotificationConfigRequest,
@@ -19,14 +17,9 @@ from a2a.types import (
     GetTaskRequest,
     ListTaskPushNotificationConfigsRequest,
     ListTasksRequest,
-    Message,
-    Part,
-    Role,
     SubscribeToTaskRequest,
-    Task,
     TaskPushNotificationConfig,
     TaskState,
-    TaskStatus,
 )
 from a2a.utils.errors import (
     A2AError,
@@ -38,6 +31,7 @@ from a2a.utils.errors import (
 from agentscope_rocketmq import call_context
 from agentscope_rocketmq.card import parse_card
 from agentscope_rocketmq.transport import RocketMQTransport
+from tests.commanded import Commanded
 from tests.services import calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, root_cause
 
@@ -47,60 +41,6 @@ WORKING = TaskState.TASK_STATE_WORKING
 COMPLETED = TaskState.TASK_STATE_COMPLETED
 CANCELED = TaskState.TASK_STATE_CANCELED
 INPUT_REQUIRED = TaskState.TASK_STATE_INPUT_REQUIRED
-
-
-class Commanded(AgentExecutor):
-    """Does what the message says: the whole of the a2a-sdk's executor interface, on command."""
-
-    def __init__(self) -> None:
-        self.gates: dict[str, asyncio.Event] = {}
-        self.requests: list = []
-
-    async def execute(self, context, event_queue):
-        self.requests.append(context)
-        command, _, rest = context.get_user_input().partition(" ")
-        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
-        if command == "message":
-            await event_queue.enqueue_event(
-                Message(message_id=uuid.uuid4().hex, role=Role.ROLE_AGENT, parts=[Part(text=rest)])
-            )
-            return
-        if context.current_task is None:
-            await event_queue.enqueue_event(
-                Task(
-                    id=context.task_id,
-                    context_id=context.context_id,
-                    status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED),
-                    history=[context.message],
-                )
-            )
-        match command:
-            case "count":
-                for number in range(int(rest)):
-                    last = number == int(rest) - 1
-                    await updater.add_artifact(
-                        [Part(text=f"{number},")], artifact_id="a", append=number > 0, last_chunk=last
-                    )
-                await updater.complete()
-            case "raise":
-                raise ValueError(rest)
-            case "ask":
-                await updater.requires_input()
-            case "headers":
-                headers = context.call_context.state["headers"]
-                await updater.add_artifact([Part(text=headers.get(rest, "absent"))])
-                await updater.complete()
-            case "wait":
-                await updater.start_work()
-                await self.gates.setdefault(rest, asyncio.Event()).wait()
-                await updater.add_artifact([Part(text="waited")])
-                await updater.complete()
-            case _:
-                await updater.add_artifact([Part(text=f"said {command} {rest}")])
-                await updater.complete()
-
-    async def cancel(self, context, event_queue):
-        await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
 
 
 @pytest.fixture(scope="module")

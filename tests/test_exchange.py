@@ -339,16 +339,30 @@ def test_an_end_that_came_early_waits_for_late_events_but_not_for_ever():
     assert call.next_deadline() == 5.5 + END_GRACE
     feed_all(exchange, [java_event(1, "2"), JAVA_END], now=6.0)
     assert call.next_deadline() == 5.5 + END_GRACE
-    assert data_of(call.check(6.5)) == ["4"]
+    fourth, error = data_of(call.check(6.5))
+    assert fourth == "4"
+    assert "1 of its events never came" in json.loads(error)["error"]["message"]
     assert call.finished
     assert call.missing == 1
     assert exchange.duplicates == 2
 
 
+def test_a_stream_that_ends_while_its_task_is_at_work_ends_with_an_error():
+    # As the a2a-java-sdk does when an executor raises at the wrong moment.
+    exchange, call = opened()
+    feed_all(exchange, [java_event(0, status_event("WORKING")), JAVA_END])
+    assert not call.finished
+    (error,) = data_of(call.check(END_GRACE))
+    assert json.loads(error)["error"]["code"] == -32603
+    assert "GetTask" in json.loads(error)["error"]["message"]
+    assert call.finished
+
+
 def test_an_empty_stream_has_a_head():
     exchange, call = opened()
     feed_all(exchange, [JAVA_END])
-    assert call.check(END_GRACE) == []
+    (error,) = data_of(call.check(END_GRACE))
+    assert "too early" in json.loads(error)["error"]["message"]
     assert call.finished
     assert call.head is not None
     assert call.head.stream
@@ -422,7 +436,9 @@ def test_a_short_idle_time_does_not_fail_a_stream_that_waits_for_stragglers():
     exchange, call = opened(idle=0.1, total=0.5)
     feed_all(exchange, [java_event(1, status_event("COMPLETED"))], now=0.05)
     assert call.check(0.4) == []
-    assert len(data_of(call.check(0.5))) == 1
+    completed, error = data_of(call.check(0.5))
+    assert completed == status_event("COMPLETED")
+    assert "never came" in error
     assert call.finished
 
 

@@ -66,11 +66,14 @@ _PROXY_OPTIONS: Mapping[str, object] = {"rocketMQClusterName": _CLUSTER, "proxyM
 
 # The quick compiler alone: a third less work at the start, which is what tests and demos wait for.
 _JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xss512k", "-Djava.net.preferIPv4Stack=true")
-_PLAINTEXT = (
-    # Otherwise each of the three makes up a certificate at its start, which takes seconds.
-    "-Dtls.server.mode=disabled",
-    # The proxy's gRPC server does so even then.
+# Otherwise each of the three makes up a certificate at its start, which takes seconds.
+_PLAINTEXT = ("-Dtls.server.mode=disabled",)
+_PLAINTEXT_OR_TLS = (
+    # The official Java client speaks TLS unless its program says otherwise, and rocketmq-a2a never does.
+    "-Dtls.server.mode=permissive",
+    # A short key is made up quickly, and nobody trusts that certificate anyway.
     "-Dio.grpc.netty.shaded.io.netty.handler.ssl.util.selfSignedKeyStrength=1024",
+    "-Dio.netty.handler.ssl.util.selfSignedKeyStrength=1024",
 )
 _HEAP = {"nameserver": "128m", "broker": "768m", "proxy": "768m"}
 _MAIN_CLASS = {
@@ -104,7 +107,7 @@ class ApacheRocketMQ:
         authentication: Access key and secret key of a super user; calls that are not signed by it are refused. None
             lets everybody in.
         tls: PEM files of certificate and key that the endpoint serves; plaintext is still answered on the same port,
-            as is RocketMQ's default. None serves plaintext only.
+            as is RocketMQ's default. None makes up a certificate, for clients that take any, as the Java one does.
         on_progress: Told in one line what is going on when it takes long.
 
     Attributes:
@@ -337,7 +340,7 @@ class ApacheRocketMQ:
         java_options = {
             "nameserver": _PLAINTEXT,
             "broker": (*_PLAINTEXT, *_BROKER_JAVA_OPTIONS),
-            "proxy": _PLAINTEXT if self._tls is None else ("-Dtls.server.mode=permissive",),
+            "proxy": _PLAINTEXT_OR_TLS,
         }
         for name, main_class in _MAIN_CLASS.items():
             command = (

@@ -1,0 +1,42 @@
+"""Topics, groups and processes of the Java peers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+
+from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings
+from tests.conftest import unique
+
+if TYPE_CHECKING:
+    import pytest
+
+    from agentscope_rocketmq import RocketMQConfig
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for a `repetition` so many times as JAVA_REPETITIONS says: 3, and 20 in the long form."""
+    if "repetition" in metafunc.fixturenames:
+        metafunc.parametrize("repetition", range(int(os.environ.get("JAVA_REPETITIONS", "3"))))
+
+
+@dataclass(frozen=True)
+class JavaReplies:
+    """Where a Java client reads its answers."""
+
+    topic: str
+    group: str
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def java_replies(module_config: RocketMQConfig) -> JavaReplies:
+    """A group of the reply topic as the Java client needs it: ordered, since it trusts the order of arrival."""
+    replies = JavaReplies(module_config.reply_topic, unique("JavaReplyGroup"))
+    settings = GroupSettings(replies.group, {"lite.bind.topic": replies.topic}, ordered=True)
+    async with Admin(module_config.namesrv or "") as admin:
+        for broker in (await admin.brokers()).values():
+            await admin.put_group(broker, settings)
+    return replies
