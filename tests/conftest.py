@@ -131,16 +131,21 @@ def _launch(config: pytest.Config, name: str) -> tuple[str, str]:
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, chosen_engine: str) -> Engine:
     """The RocketMQ under test, shared by all tests: those that break one launch their own."""
-    shared = getattr(request.config, "workerinput", {}).get(_ENGINES, {})
-    if chosen_engine in (EMBEDDED, APACHE):
-        endpoint, namesrv = shared.get(chosen_engine) or _launch(request.config, chosen_engine)
-        return Engine(endpoint, namesrv, chosen_engine)
+    return engine_of(request.config, chosen_engine)
+
+
+def engine_of(config: pytest.Config, chosen: str) -> Engine:
+    """One of `engines_of`, launched if need be."""
+    shared = getattr(config, "workerinput", {}).get(_ENGINES, {})
+    if chosen in (EMBEDDED, APACHE):
+        endpoint, namesrv = shared.get(chosen) or _launch(config, chosen)
+        return Engine(endpoint, namesrv, chosen)
     namesrv = os.environ.get("ROCKETMQ_NAMESRV", "")
     if not namesrv:
-        pytest.exit(f"--engine {chosen_engine} needs ROCKETMQ_NAMESRV: tests make topics.", returncode=2)
+        pytest.exit(f"--engine {chosen} needs ROCKETMQ_NAMESRV: tests make topics.", returncode=2)
     with ThreadPoolExecutor(1) as thread:  # whatever loop this thread has is not this fixture's
         brokers = thread.submit(asyncio.run, _brokers(namesrv)).result()
-    return Engine(chosen_engine, namesrv, EMBEDDED if EMBEDDED in brokers else APACHE)
+    return Engine(chosen, namesrv, EMBEDDED if EMBEDDED in brokers else APACHE)
 
 
 async def _brokers(namesrv: str) -> Mapping[str, str]:

@@ -6,14 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
 import pytest_asyncio
 
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings
-from tests.conftest import unique
+from tests.conftest import APACHE, EMBEDDED, Engine, engine_of, engines_of, unique
 
 if TYPE_CHECKING:
-    import pytest
-
     from agentscope_rocketmq import RocketMQConfig
 
 
@@ -21,6 +20,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that asks for a `repetition` so many times as JAVA_REPETITIONS says: 3, and 20 in the long form."""
     if "repetition" in metafunc.fixturenames:
         metafunc.parametrize("repetition", range(int(os.environ.get("JAVA_REPETITIONS", "3"))))
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """A real Apache RocketMQ, also where only the embedded broker is asked for: the reference insists on TLS."""
+    chosen = engines_of(request.config)[-1]
+    return engine_of(request.config, APACHE if chosen == EMBEDDED else chosen)
 
 
 @dataclass(frozen=True)
