@@ -7,9 +7,13 @@ import uuid
 
 import pytest
 
+from agentscope_rocketmq.dev import DevBroker
+from agentscope_rocketmq.dev.embedded.lite import Subscriptions
 from agentscope_rocketmq.errors import GroupNotBound, GroupNotFound, IllegalRequest
+from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.waiting import LIMIT, take
 
 
@@ -208,3 +212,20 @@ async def test_an_illegal_lite_topic_name_is_refused_and_spoils_nothing(producer
     assert reader.consumer.lite_topics == {name}
     await send(producer, lite, name, ["still here"])
     await reader.until(lambda r: r.bodies() == ["still here"])
+
+
+async def test_a_message_that_the_broker_does_not_announce_is_found(monkeypatch):
+    # A real broker drops an announcement now and then, a message in ten thousand; this one drops them all.
+    monkeypatch.setattr(Subscriptions, "offer", lambda *_, **__: None)
+    async with DevBroker() as broker, Connection(broker.endpoint) as connection, Producer(connection) as producer:
+        async with LiteConsumer(connection, "Answers", "AnswersGroup") as consumer:
+            reader, name = Reader(consumer), fresh()
+            reading = asyncio.create_task(reader.run())
+            await consumer.subscribe([name], at=Position.last())
+            # The second one comes to a LiteTopic that was read and acked before.
+            for count in (1, 2):
+                await producer.send(Message(topic="Answers", lite_topic=name, body=str(count).encode()))
+                await reader.until(lambda one, count=count: len(one.messages) == count)
+            assert reader.bodies() == ["1", "2"]
+            assert reader.lost == []
+        await reading

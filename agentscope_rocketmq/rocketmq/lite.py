@@ -44,6 +44,11 @@ INVISIBLE = 10.0
 # connection since (ClientActivity#handleGrpcCancel). Mostly it notices within a moment: hence once more soon after.
 REFRESH_INTERVAL = 10.0
 REFRESH_AGAIN = 1.0
+# The broker drops the announcement of a message that it hits upon twice in one poll, or while an ack is being worked
+# on (PopLiteMessageProcessor#popByClientId, RocketMQ issue 11191): the message lies there until another one comes.
+# Subscribing a LiteTopic anew makes the broker look into it. This often, those are looked for that were stirred and
+# have become quiet since.
+LOOK_INTERVAL = 1.0
 # A call with this many names took 6 ms (rocketmq-facts.md).
 NAMES_A_CALL = 200
 # What this consumer may not have is handed out again after this: at once, but not 0, which the broker takes for unset.
@@ -169,8 +174,9 @@ class LiteConsumer:
             await retried(lambda seconds: self._leave(leaving, timeout=seconds), timeout=seconds_left(deadline))
             for names in _chunks(lite_topics, NAMES_A_CALL):
                 # Known before the call: the first message may come before the call returns.
+                now = asyncio.get_running_loop().time()
                 for name in names:
-                    self._subscriptions[name] = Subscription(start=None if at is None else at.start)
+                    self._subscriptions[name] = Subscription(start=None if at is None else at.start, quiet_since=now)
                 try:
                     await self._join(names, at, seconds_left(deadline))
                 except BaseException:
@@ -262,6 +268,9 @@ class LiteConsumer:
                 await self._ack_all(chunk, seconds_left(deadline))
             except BrokerError as error:
                 logger.warning("%s They will be delivered again.", error)
+        for name in {message.lite_topic or "" for message in taken}:
+            if (subscription := self._subscriptions.get(name)) is not None:
+                subscription.stir(asyncio.get_running_loop().time())
 
     async def _ack_all(self, messages: list[ReceivedMessage], timeout: float) -> None:  # noqa: ASYNC109
         async def ack_once(seconds: float) -> None:
@@ -326,6 +335,7 @@ class LiteConsumer:
             if subscription.lacks_what_is_before(batch[0]):
                 self._mend(name, subscription, batch[0])
                 continue
+            subscription.stir(asyncio.get_running_loop().time())
             fresh = [message for message in batch if subscription.take(message)]
             if fresh:
                 self._unread.put_nowait(LiteBatch(name, tuple(fresh)))
@@ -425,25 +435,40 @@ class LiteConsumer:
             self._lose(command.notify_unsubscribe_lite_command.lite_topic)
 
     async def _refresh_loop(self) -> None:
+        loop = asyncio.get_running_loop()
         failures = 0
-        wait = REFRESH_INTERVAL
+        due = loop.time() + REFRESH_INTERVAL
         while True:
-            try:
-                async with asyncio.timeout(wait):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL):
                     await self._refresh_now.wait()
-                wait = REFRESH_AGAIN
-            except TimeoutError:
-                wait = REFRESH_INTERVAL
+            asked, now = self._refresh_now.is_set(), loop.time()
+            quiet = [name for name, each in self._subscriptions.items() if each.may_be_overlooked(now)]
+            if not (asked or quiet or now >= due):
+                continue
             self._refresh_now.clear()
+            if asked or now >= due:
+                due = now + (REFRESH_AGAIN if asked else REFRESH_INTERVAL)
             try:
-                async with self._changing:
-                    await self._sync("COMPLETE_ADD", list(self._subscriptions))
+                await self._refresh(quiet[:NAMES_A_CALL])
                 failures = 0
             except BrokerError as error:
                 failures += 1
                 logger.log(logging.WARNING if failures == 1 else logging.DEBUG, "%s", error)
                 await asyncio.sleep(1.0)
                 self._refresh_now.set()
+
+    async def _refresh(self, again: Collection[str]) -> None:
+        """Send the whole set, in a way that makes the broker look again into these LiteTopics."""
+        async with self._changing:
+            again = [name for name in again if name in self._subscriptions]
+            if again:
+                await self._sync("PARTIAL_REMOVE", again)
+            # Not PARTIAL_ADD, which would take a LiteTopic back from an owner of whom the notice is still on its way.
+            await self._sync("COMPLETE_ADD", list(self._subscriptions))
+            for name in again:
+                if (subscription := self._subscriptions.get(name)) is not None:
+                    subscription.looked_again += 1
 
     async def _sync(
         self,

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LiteBatch", "LiteLost", "Position", "Subscription"]
 
+# The broker is asked to look at a LiteTopic again when it has been quiet for so many seconds, and once more when it
+# still is: while it looks, a message that arrives just then may be overlooked in the same way.
+LOOK_AGAIN_AFTER = (0.5, 10.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -83,6 +87,8 @@ class Subscription:
         doubtful: The connection was interrupted since: another consumer may have taken over without this one being
             told.
         sought: Offset from which the LiteTopic was read anew because its message did not come; None for none.
+        quiet_since: Time of the event loop of its last subscription, batch or ack.
+        looked_again: How often the broker was asked since then to look at it again.
     """
 
     start: int | None = None
@@ -90,6 +96,19 @@ class Subscription:
     unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
     doubtful: bool = False
     sought: int | None = None
+    quiet_since: float = 0.0
+    looked_again: int = 0
+
+    def stir(self, now: float) -> None:
+        """Something happened to it, at that time of the event loop."""
+        self.quiet_since = now
+        self.looked_again = 0
+
+    def may_be_overlooked(self, now: float) -> bool:
+        """Whether the broker should be asked to look at it again. What is out un-acked makes it look by itself."""
+        if self.unacked or self.looked_again >= len(LOOK_AGAIN_AFTER):
+            return False
+        return now - self.quiet_since >= LOOK_AGAIN_AFTER[self.looked_again]
 
     @property
     def due(self) -> int | None:
