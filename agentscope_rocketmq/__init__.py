@@ -5,18 +5,18 @@ The rooms, in the order data flows::
     errors       every error this package raises on purpose
     config       RocketMQConfig, Timeouts, Limits
     card         agent card <-> RocketMQ address; fetch gets cards over HTTP and keeps them
-    client       RocketMQ: agent(), client(), register(); chooses the transport from the card
+    client       RocketMQ: agent(), client(), register(); chooses the transport from the card; remote is agent()'s part
     transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients
     routes       which server instance runs a task
     owners       who a caller is: bearer tokens, and what a gateway asserts about an owner
     session      reply channels: the LiteTopic of a session
     envelope     what goes into a message; jsonrpc and sse read what it carries
-    exchange     the caller's half: messages -> one response, each event once and in order. No I/O
+    exchange     the caller's half: messages -> one response, each event once and in order; rerun joins two runs. No I/O
     reply        the server's half: one response -> messages. No I/O
     rocketmq     an asyncio client of the RocketMQ 5 protocol
-    bridge       RocketMQ -> ASGI: take, lease, run, publish, ack; asgi is what an app is called with
-    handover     requests that belong to another instance's conversation
-    server       A2AServer: HTTP, RocketMQ and the well-known card; app is the a2a-sdk's side of it
+    bridge       RocketMQ -> ASGI: take, lease, run, ack; publisher sends, asgi is what an app is called with
+    handover     requests that belong to another instance's conversation; taskchannels is how tasks are found
+    server       A2AServer: HTTP, RocketMQ and the well-known card; app and ends are the a2a-sdk's side
     executor     AgentScope agent -> a2a executor; events and confirmation are its vocabulary
     provision    topics and groups that a card needs
     dev          a local RocketMQ for development and tests

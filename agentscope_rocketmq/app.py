@@ -6,34 +6,42 @@ import asyncio
 import logging
 import uuid
 from collections import OrderedDict
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from a2a.server.agent_execution import SimpleRequestContextBuilder
-from a2a.server.id_generator import IDGenerator
 from a2a.server.request_handlers import DefaultRequestHandler
-from a2a.server.routes import create_jsonrpc_routes
+from a2a.server.routes import DefaultServerCallContextBuilder, create_jsonrpc_routes
 from a2a.server.tasks import (
     BasePushNotificationSender,
     InMemoryPushNotificationConfigStore,
     InMemoryTaskStore,
 )
-from a2a.types import ListTasksResponse, Task, TaskState
-from a2a.utils.errors import InvalidParamsError, UnsupportedOperationError
+from a2a.types import ListTasksResponse, SubscribeToTaskRequest, Task, TaskState
+from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
+from agentscope_rocketmq.ends import OneEnd, is_end
 from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from a2a.server.agent_execution import AgentExecutor
+    from a2a.server.agent_execution import AgentExecutor, RequestContext
     from a2a.server.context import ServerCallContext
-    from a2a.server.id_generator import IDGeneratorContext
     from a2a.server.tasks import TaskStore
-    from a2a.types import AgentCard, ListTasksRequest, Message, SendMessageRequest, TaskPushNotificationConfig
+    from a2a.types import (
+        AgentCard,
+        CancelTaskRequest,
+        ListTasksRequest,
+        Message,
+        SendMessageRequest,
+        TaskPushNotificationConfig,
+    )
+    from starlette.requests import Request
 
 __all__ = ["A2AApp", "BoundedPushConfigStore", "BoundedTaskStore"]
 
@@ -50,6 +58,8 @@ _ENDED = (
 # after this many seconds, and made anew by the next message.
 _INTERRUPTED_SECONDS = 600.0
 _PUSH_SECONDS = 10.0
+# Key in a call's state: what the bridge says of a request, None for one that came over HTTP.
+_CARRIED = "rocketmq"
 _CLOSE_SECONDS = 10.0
 
 
@@ -141,6 +151,11 @@ class _RequestHandler(DefaultRequestHandler):
 
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
         await self._check_task(params, context)
+        begun = await self._begun(params, context)
+        if begun is not None:
+            async for _ in self._follow(begun, context):
+                pass
+            return await self._tasks.get(begun.id, context) or begun
         answer: Message | Task = await super().on_message_send(params, context)
         return answer
 
@@ -148,8 +163,46 @@ class _RequestHandler(DefaultRequestHandler):
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Any, None]:
         await self._check_task(params, context)
-        async for event in super().on_message_send_stream(params, context):
-            yield event
+        begun = await self._begun(params, context)
+        events = super().on_message_send_stream(params, context) if begun is None else self._follow(begun, context)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+                if is_end(event):
+                    # An executor that goes on has nothing more to say.
+                    return
+
+    async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
+        task: Task | None = await super().on_cancel_task(params, context)
+        if task is not None and task.status.state != TaskState.TASK_STATE_CANCELED:
+            # It ended while it was being cancelled.
+            raise TaskNotCancelableError
+        return task
+
+    async def _begun(self, params: SendMessageRequest, context: ServerCallContext) -> Task | None:
+        """The task of a request that was given back and came again: it was begun here, and is not begun twice."""
+        carried = context.state.get(_CARRIED)
+        if params.message.task_id or not carried:
+            return None
+        task = await self._tasks.get(carried["task_id"], context)
+        if task is not None and task.status.state in _AT_WORK and not await self._runs_here(task.id):
+            return None  # in a store that is shared, the task of a worker that died
+        return task
+
+    async def _runs_here(self, task_id: str) -> bool:
+        return await self._active_task_registry.get(task_id) is not None
+
+    async def _follow(self, task: Task, context: ServerCallContext) -> AsyncGenerator[Any, None]:
+        """What is there of a task, and what comes until it ends or waits."""
+        if task.status.state not in _AT_WORK:
+            yield task
+            return
+        try:
+            async for event in self.on_subscribe_to_task(SubscribeToTaskRequest(id=task.id), context):
+                yield event
+        except UnsupportedOperationError:
+            # It ended meanwhile.
+            yield await self._tasks.get(task.id, context) or task
 
     async def _check_task(self, params: SendMessageRequest, context: ServerCallContext) -> None:
         """Refuse what the SDK would run twice or lose, and fill in what it would invent."""
@@ -178,14 +231,38 @@ def _copy(task: Task) -> Task:
     return copied
 
 
-class _TaskIds(IDGenerator):
-    """Task ids by which any worker, and any caller, finds the instance that runs the task."""
+class _CallContexts(DefaultServerCallContextBuilder):
+    """What the SDK knows of a request, and how it came over RocketMQ."""
 
-    def __init__(self, instance: str) -> None:
-        self._instance = instance
+    def build(self, request: Request) -> ServerCallContext:
+        context = super().build(request)
+        context.state[_CARRIED] = request.scope.get("rocketmq")
+        return context
 
-    def generate(self, context: IDGeneratorContext) -> str:  # noqa: ARG002  (the SDK's interface)
-        return new_task_id(self._instance, uuid.uuid4().hex)
+
+class _RequestContexts(SimpleRequestContextBuilder):
+    """Gives new tasks ids that are the same in every run of their request, and says of each task that it lives here."""
+
+    def __init__(self, on_task: Callable[[str], None]) -> None:
+        super().__init__()
+        self._on_task = on_task
+
+    async def build(
+        self,
+        context: ServerCallContext,
+        params: SendMessageRequest | None = None,
+        task_id: str | None = None,
+        context_id: str | None = None,
+        task: Task | None = None,
+    ) -> RequestContext:
+        if params is not None:
+            carried = context.state.get(_CARRIED) or {}
+            task_id = task_id or carried.get("task_id") or new_task_id(uuid.uuid4().hex)
+            context_id = context_id or carried.get("context_id")
+        built = await super().build(context, params, task_id, context_id, task)
+        if built.task_id is not None:
+            self._on_task(built.task_id)
+        return built
 
 
 class A2AApp:
@@ -196,7 +273,7 @@ class A2AApp:
         card: The agent's card, complete.
         path: Path of the JSON-RPC endpoint.
         task_store: Where tasks are kept.
-        instance: LiteTopic of this server instance, which its task ids name.
+        on_task: Called with the id of each task that this instance begins, or goes on with.
         extended_card: What authenticated callers get as extended card; None for none.
         push_url_validator: Says of a URL whether notifications may be sent there; None takes the a2a-sdk's rule,
             which refuses addresses of private networks.
@@ -210,7 +287,7 @@ class A2AApp:
         *,
         path: str,
         task_store: TaskStore,
-        instance: str,
+        on_task: Callable[[str], None],
         extended_card: AgentCard | None = None,
         push_url_validator: Callable[[str], Awaitable[bool]] | None = None,
         most_push_configs: int = 10_000,
@@ -219,17 +296,18 @@ class A2AApp:
         self._http = httpx.AsyncClient(timeout=_PUSH_SECONDS)
         push_configs = BoundedPushConfigStore(most=most_push_configs)
         self._handler = _RequestHandler(
-            executor,
+            OneEnd(executor),
             task_store,
             card,
-            request_context_builder=SimpleRequestContextBuilder(task_id_generator=_TaskIds(instance)),
+            request_context_builder=_RequestContexts(on_task),
             push_config_store=push_configs,
             push_sender=BasePushNotificationSender(self._http, push_configs, push_url_validator=validator),
             push_url_validator=validator,
             extended_agent_card=extended_card,
             interrupted_task_timeout=_INTERRUPTED_SECONDS,
         )
-        self._app = Starlette(routes=create_jsonrpc_routes(self._handler, path, enable_v0_3_compat=True))
+        routes = create_jsonrpc_routes(self._handler, path, context_builder=_CallContexts(), enable_v0_3_compat=True)
+        self._app = Starlette(routes=routes)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI connection."""

@@ -13,7 +13,7 @@ from starlette.authentication import SimpleUser
 from agentscope_rocketmq.errors import Unauthenticated
 from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, error_response
 from agentscope_rocketmq.owners import OWNER_HEADER, read_assertion
-from agentscope_rocketmq.routes import is_routing_header
+from agentscope_rocketmq.routes import is_routing_header, new_context_id, new_task_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,9 +26,14 @@ if TYPE_CHECKING:
         [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
     ]
 
-__all__ = ["OwnerGuard", "Receive", "Response", "cancelled", "http_scope"]
+__all__ = ["OwnerGuard", "Receive", "Response", "cancelled", "http_scope", "request_name"]
 
 _OWNER_HEADER = OWNER_HEADER.encode()
+
+
+def request_name(envelope: RequestEnvelope) -> str:
+    """What tells a request from all others, and is the same in all its deliveries."""
+    return f"{envelope.request_id} {envelope.reply_topic} {envelope.lite_topic}"
 
 
 def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str, attempt: int) -> dict[str, Any]:
@@ -43,6 +48,7 @@ def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str
     headers = {name.lower(): value for name, value in envelope.headers.items() if not is_routing_header(name)}
     headers.setdefault("content-type", "application/json")
     headers.setdefault("host", "rocketmq")
+    request = request_name(envelope)
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -64,6 +70,9 @@ def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str
             "request_id": envelope.request_id,
             "message_id": message.message_id,
             "attempt": attempt,
+            # Ids for a task and a context that this request begins: they are the same in every run of it.
+            "task_id": new_task_id(request),
+            "context_id": new_context_id(request),
         },
     }
 
@@ -76,6 +85,7 @@ class Response:
         self.changed = asyncio.Event()
         self.drained = asyncio.Event()
         self.over = asyncio.Event()
+        self.unpublished = False  # the broker did not take all of it
         self._limit = limit
 
     def begin(self) -> None:

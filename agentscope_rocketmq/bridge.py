@@ -17,15 +17,23 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope
-from agentscope_rocketmq.envelope import ReplyAddress, RequestEnvelope, ResponseEnvelope
-from agentscope_rocketmq.errors import BrokerError, EnvelopeError, TopicNotFound
+from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name
+from agentscope_rocketmq.envelope import RequestEnvelope
+from agentscope_rocketmq.errors import BrokerError, EnvelopeError
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
-from agentscope_rocketmq.reply import ReplyEncoder, error_envelope
+from agentscope_rocketmq.publisher import Publisher
+from agentscope_rocketmq.reply import ReplyEncoder
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import INSTANCE_HEADER, instance_asked_for, same_server
+from agentscope_rocketmq.routes import (
+    INSTANCE_HEADER,
+    instance_asked_for,
+    is_task_channel,
+    new_task_id,
+    same_server,
+)
+from agentscope_rocketmq.taskchannels import TaskChannels
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -42,11 +50,6 @@ logger = logging.getLogger(__name__)
 
 # Requests answered not long ago: a copy of one (a send repeated, a lost ack) is acked, not run again.
 _ANSWERED = 10_000
-# A reply waits out a restart of the broker that takes this long, whatever the timeout for other sends is.
-_REPLY_SECONDS = 300.0
-# A proxy says of a topic that it does not exist while it can't reach the broker, and a while after.
-_MISSING_TOPIC_SECONDS = 60.0
-_MISSING_TOPIC_PAUSE = 2.0
 # What a stopping bridge still says to those who wait for it, it says within this.
 _LAST_WORDS = 2.0
 # Room in a message beside the body: properties and what the broker adds.
@@ -98,10 +101,16 @@ class _Delivery:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """One request at work, with every delivery of it that is to be settled when it is done."""
+    """One request at work, with its task and every delivery of it that is to be settled when it is done."""
 
+    task: str
     deliveries: list[_Delivery] = field(default_factory=list)
     reports: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether nobody else has been given the request, as far as is known here."""
+        return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)
 
 
 class Bridge:
@@ -143,6 +152,7 @@ class Bridge:
         self._app = app
         self._consumer = consumer
         self._producer = producer
+        self._publisher = Publisher(producer, timeout=timeouts.send)
         self._instance_consumer = instance_consumer
         self._instance = instance
         self._sticky = (instance_consumer.topic, instance)
@@ -153,6 +163,7 @@ class Bridge:
             silence=timeouts.lease,
             send_timeout=timeouts.send,
         )
+        self._task_channels = TaskChannels(instance_consumer)
         self._reply_topics = reply_topics
         self._timeouts = timeouts
         self._limits = limits
@@ -170,6 +181,11 @@ class Bridge:
         """The request topic."""
         return self._consumer.topic
 
+    def keep(self, task: str) -> None:
+        """A task lives in this instance now: what is sent to its channel is served here."""
+        if is_task_channel(task):
+            self._task_channels.keep(task)
+
     async def start(self) -> None:
         """Connect and begin to serve.
 
@@ -185,6 +201,7 @@ class Bridge:
             raise
         self._start_loop(self._request_loop(), "requests")
         self._start_loop(self._instance_loop(), "instance")
+        self._start_loop(self._task_channels.run(), "task-channels")
 
     async def aclose(self) -> None:
         """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
@@ -227,13 +244,20 @@ class Bridge:
     async def _instance_loop(self) -> None:
         async for item in self._instance_consumer.batches():
             if not isinstance(item, LiteBatch):
-                logger.error("The LiteTopic of this instance was taken over: instance ids must be unique")
+                self._lost(item.lite_topic)
                 continue
             for message in item.messages:
                 self._spawn(self._serve_addressed(message), message)
             # Acked on arrival, or a long run would hold up the cancel behind it. Nothing is lost with it: work has its
             # lease elsewhere, and whatever else concerns this instance's tasks ends with it.
             await self._instance_consumer.ack(item.messages)
+
+    def _lost(self, lite_topic: str) -> None:
+        if not is_task_channel(lite_topic):
+            logger.error("The LiteTopic of this instance was taken over: instance ids must be unique")
+            return
+        runs = [run for run in self._running.values() if run.task == lite_topic]
+        self._task_channels.lost(lite_topic, ours=any(run.is_leased for run in runs))
 
     def _spawn(self, work: Coroutine[Any, Any, None], message: ReceivedMessage) -> None:
         task = asyncio.create_task(work, name=f"bridge[{self.topic}].serve[{message.message_id}]")
@@ -255,7 +279,7 @@ class Bridge:
                 return
             request = RpcRequest.read(envelope.body)
             instance = instance_asked_for(request, envelope.headers)
-            elsewhere = instance is not None and not same_server(instance, self._instance)
+            elsewhere = instance is not None and not self._is_here(instance)
             if not (instance and elsewhere and await self._hand_over(envelope, delivery, instance)):
                 await self._serve(envelope, request, delivery)
         except Exception:
@@ -279,6 +303,9 @@ class Bridge:
             await self._readdress(dataclasses.replace(envelope, headers=headers))
         else:
             await self._serve(envelope, request, _Delivery(message, offer=offer))
+
+    def _is_here(self, instance: str) -> bool:
+        return same_server(instance, self._instance) or self._task_channels.keeps(instance)
 
     async def _readdress(self, envelope: RequestEnvelope) -> None:
         message = Message(topic=self.topic, body=envelope.encode(), keys=(envelope.request_id,))
@@ -323,7 +350,7 @@ class Bridge:
             envelope = RequestEnvelope.decode(body)
         except EnvelopeError as error:
             self._set_aside(message, error)
-            await self._answer_unreadable(body, error)
+            await self._publisher.answer_unreadable(body, error, allowed=self._reply_topics)
             return None
         if envelope.reply_topic in self._reply_topics:
             return envelope
@@ -349,7 +376,7 @@ class Bridge:
             self.counters.repeated += 1
             self._join(run, delivery)
             return
-        run = self._running[key] = _Run()
+        run = self._running[key] = _Run(instance_asked_for(request, {}) or new_task_id(request_name(envelope)))
         self._join(run, delivery)
         self.counters.taken += 1
         complete = False
@@ -404,7 +431,7 @@ class Bridge:
         if addressed:
             response.begin()
         publishing = asyncio.create_task(
-            self._publish(envelope, response), name=f"bridge[{self.topic}].publish[{envelope.request_id}]"
+            self._publisher.publish(envelope, response), name=f"bridge[{self.topic}].publish[{envelope.request_id}]"
         )
         try:
             if size > self._limits.request_bytes:
@@ -427,6 +454,7 @@ class Bridge:
                 await self._say_last(publishing)
             raise
         finally:
+            self.counters.unanswered += response.unpublished
             response.over.set()
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
@@ -453,50 +481,6 @@ class Bridge:
                 f"The response to request {envelope.request_id} ended before its task did. "
                 "The task may go on: ask for it (GetTask), or subscribe to it.",
             )
-
-    async def _publish(self, envelope: RequestEnvelope, response: Response) -> bool:
-        """Send the response's messages one after the other; what piles up meanwhile rides in the next."""
-        encoder = response.encoder
-        while not encoder.finished:
-            reply = encoder.take()
-            if reply is None:
-                response.changed.clear()
-                response.drained.set()
-                await response.changed.wait()
-                continue
-            try:
-                await self._send(envelope.reply_topic, envelope.lite_topic, reply)
-            except BrokerError as error:
-                # The agent goes on: its task can be asked for. A worker that could reach the broker may answer
-                # better; where the reply topic itself is refused, none could.
-                logger.error("The response to request %s is not published: %s", reply.request_id, error)  # noqa: TRY400
-                self.counters.unanswered += 1
-                return not error.transient
-        return True
-
-    async def _send(self, reply_topic: str, lite_topic: str, reply: ResponseEnvelope) -> None:
-        message = Message(topic=reply_topic, lite_topic=lite_topic, body=reply.encode(), keys=(reply.request_id,))
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + _MISSING_TOPIC_SECONDS
-        while True:
-            try:
-                await self._producer.send(message, timeout=max(self._timeouts.send, _REPLY_SECONDS))
-            except TopicNotFound:
-                if loop.time() > patience:
-                    raise
-                await asyncio.sleep(_MISSING_TOPIC_PAUSE)
-            else:
-                return
-
-    async def _answer_unreadable(self, body: bytes, error: EnvelopeError) -> None:
-        address = ReplyAddress.find(body)
-        if address is None or address.reply_topic not in self._reply_topics:
-            return
-        reply = error_envelope(address.request_id, code=INVALID_REQUEST, message=str(error))
-        try:
-            await self._send(address.reply_topic, address.lite_topic, reply)
-        except BrokerError as failure:
-            logger.warning("%s", failure)
 
     def _set_aside(self, message: ReceivedMessage, error: EnvelopeError) -> None:
         self.counters.refused += 1

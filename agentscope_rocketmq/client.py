@@ -162,19 +162,20 @@ class RocketMQ:
         headers: Mapping[str, str] | None = None,
     ) -> A2AAgent:
         """A remote agent as an AgentScope `A2AAgent` (arguments and errors as `client`). Close it, or `async with`."""
-        from agentscope.agent import A2AAgent  # noqa: PLC0415  (takes seconds to import)
-        from agentscope.state import A2AAgentState  # noqa: PLC0415
+        from agentscope.state import A2AAgentState  # noqa: PLC0415  (takes seconds to import)
+
+        from agentscope_rocketmq.remote import NotesRestarts, RemoteAgent  # noqa: PLC0415
 
         client = await self.client(
             agent,
             session=session,
             allow_jsonrpc=allow_jsonrpc,
             timeouts=timeouts,
-            interceptors=interceptors,
+            interceptors=[NotesRestarts(), *interceptors],
             headers=headers,
         )
         state = A2AAgentState() if session is None else A2AAgentState(context_id=session)
-        remote = A2AAgent(await self.card(agent), client=client, state=state)
+        remote = RemoteAgent(await self.card(agent), client=client, state=state)
         self._clients[remote] = self._clients[client]
         return remote
 

@@ -223,12 +223,16 @@ class ReplyUpdates:
     Args:
         task_id: The task that the reply belongs to.
         context_id: Its context.
+        message_id: The message it answers. Artifacts are named after it and numbered, so that a run that begins anew
+            after its worker died replaces those of the first.
         with_agent_events: Whether the caller asked for `AGENT_EVENTS_EXTENSION`.
     """
 
-    def __init__(self, task_id: str, context_id: str, *, with_agent_events: bool) -> None:
+    def __init__(self, task_id: str, context_id: str, *, message_id: str, with_agent_events: bool) -> None:
         self._task_id = task_id
         self._context_id = context_id
+        self._message_id = message_id
+        self._artifacts = 0
         self._with_agent_events = with_agent_events
         self._open_texts: dict[str, str] = {}
         self._open_data: dict[str, _OpenData] = {}
@@ -262,7 +266,8 @@ class ReplyUpdates:
 
     def _text(self, block: str, delta: str) -> TaskArtifactUpdateEvent:
         append = block in self._open_texts
-        artifact_id = self._open_texts.setdefault(block, uuid4().hex)
+        artifact_id = self._open_texts.setdefault(block, "") or self._new_artifact_id()
+        self._open_texts[block] = artifact_id
         artifact = Artifact(artifact_id=artifact_id, parts=[Part(text=_well_formed(delta))])
         return self._update(artifact, append=append, last_chunk=False)
 
@@ -277,8 +282,12 @@ class ReplyUpdates:
             part.url = block.url
         else:
             part.raw = bytes(block.content)
-        artifact = Artifact(artifact_id=uuid4().hex, name=block.name, parts=[part])
+        artifact = Artifact(artifact_id=self._new_artifact_id(), name=block.name, parts=[part])
         return self._update(artifact, append=False, last_chunk=True)
+
+    def _new_artifact_id(self) -> str:
+        self._artifacts += 1
+        return f"{self._message_id}-{self._artifacts}"
 
     def _update(self, artifact: Artifact, *, append: bool, last_chunk: bool) -> TaskArtifactUpdateEvent:
         return TaskArtifactUpdateEvent(

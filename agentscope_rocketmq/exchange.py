@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from agentscope_rocketmq.envelope import ResponseEnvelope, is_carried_header
 from agentscope_rocketmq.errors import CallTimeout, EnvelopeError, ResponseCorrupt
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, Progress, error_response, plain_error, progress
+from agentscope_rocketmq.rerun import Seam
 from agentscope_rocketmq.sse import parse_events, render_event
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ class Call:
         self._fed_at = now
         self._owner = owner
         self._order: _BySequence | _ByEventId | None = None
+        self._seam = Seam()
 
     def feed(self, envelope: ResponseEnvelope, now: float) -> list[str]:
         """Take a message of this call.
@@ -333,6 +335,8 @@ class Call:
             text = message.body
             if text and self.head and self.head.stream and not message.stream:
                 text = render_event(text)  # the reader was promised a stream: an error that ends it
+            if text and self.head and self.head.stream and message.attempt is not None:
+                text = self._seam.take(text, message.attempt)
             if text:
                 texts.append(text)
         return texts

@@ -134,7 +134,11 @@ class AgentScopeExecutor(AgentExecutor):
         else:
             # The id in the request is invented when a follow-up names only its task.
             context_id = task.context_id
-        run = _Run(context.task_id, context_id, event_queue, context.requested_extensions)
+        with_agent_events = AGENT_EVENTS_EXTENSION in context.requested_extensions
+        updates = ReplyUpdates(
+            context.task_id, context_id, message_id=message.message_id, with_agent_events=with_agent_events
+        )
+        run = _Run(context.task_id, context_id, event_queue, updates)
         self._runs[run.task_id] = run
         work = self._work(run, _key(context, context_id), message, task)
         run.work = asyncio.create_task(work, name=f"agent-reply:{run.task_id}")
@@ -299,7 +303,7 @@ class _Run:
 
     work: asyncio.Task[_Outcome]
 
-    def __init__(self, task_id: str, context_id: str, queue: EventQueue, extensions: set[str]) -> None:
+    def __init__(self, task_id: str, context_id: str, queue: EventQueue, updates: ReplyUpdates) -> None:
         self.task_id = task_id
         self.context_id = context_id
         self.canceled = False
@@ -307,7 +311,7 @@ class _Run:
         self.ended = False
         self.done = asyncio.Event()
         self._queue = queue
-        self._updates = ReplyUpdates(task_id, context_id, with_agent_events=AGENT_EVENTS_EXTENSION in extensions)
+        self._updates = updates
 
     async def publish(self, event: TaskArtifactUpdateEvent | TaskStatusUpdateEvent) -> None:
         if not self.silent:

@@ -1,12 +1,13 @@
-"""Which server instance knows a task or a conversation: named by task ids, learnt from responses. No I/O.
+"""Which server instance knows a task or a conversation: found by task ids, learnt from responses. No I/O.
 
 Workers of one topic share nothing but the topic, and each task and conversation lives in one of them. A response
-names the LiteTopic of the instance that answered (sticky routing, as in the Java reference), and the ids of our
-servers' tasks begin with it.
+names the LiteTopic of the instance that answered (sticky routing, as in the Java reference). The id of a task of our
+servers is itself a LiteTopic, which the instance that has the task reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ __all__ = [
     "instance_asked_for",
     "is_instance",
     "is_routing_header",
+    "is_task_channel",
+    "new_context_id",
     "new_task_id",
     "same_server",
 ]
@@ -47,7 +50,7 @@ OFFER_ATTEMPT_HEADER = "x-rocketmq-offer-attempt"
 _ROUTING_HEADERS = frozenset({INSTANCE_HEADER, OFFER_HEADER, OFFERED_BY_HEADER, OFFER_ATTEMPT_HEADER})
 # One for each broker that a server listens on: they differ in their endings.
 _INSTANCE = re.compile(r"(i-[0-9a-f]{32})(-[0-9]{1,3})?")
-_TASK_ID = re.compile(r"(i-[0-9a-f]{32})\..+", re.DOTALL)
+_TASK_CHANNEL = re.compile(r"t-[0-9a-f]{32}")
 _MOST = 10_000
 
 
@@ -67,16 +70,30 @@ def is_routing_header(name: str) -> bool:
     return name.lower() in _ROUTING_HEADERS
 
 
-def new_task_id(instance: str, unique: str) -> str:
-    """A task id that names the instance that runs the task."""
-    return f"{instance}.{unique}"
+def is_task_channel(name: str) -> bool:
+    """Whether a task id, or a LiteTopic, is one of a task of our servers."""
+    return _TASK_CHANNEL.fullmatch(name) is not None
+
+
+def new_task_id(request: str) -> str:
+    """The id of the task that a request begins: the same whoever runs it, and however often.
+
+    Args:
+        request: What tells the request from all others.
+    """
+    return "t-" + hashlib.sha256(f"task {request}".encode()).hexdigest()[:32]
+
+
+def new_context_id(request: str) -> str:
+    """The id of the context of a request that names none; as `new_task_id`."""
+    return hashlib.sha256(f"context {request}".encode()).hexdigest()[:32]
 
 
 def instance_asked_for(request: RpcRequest, headers: Mapping[str, str]) -> str | None:
-    """The instance that a request should go to, by its task id or its header; None when any will do."""
+    """LiteTopic of the instance that a request should go to: its task's, or the header's; None when any will do."""
     for reference in _references(request.params):
-        if reference.startswith("task:") and (match := _TASK_ID.fullmatch(reference.removeprefix("task:"))):
-            return match[1]
+        if reference.startswith("task:") and is_task_channel(task := reference.removeprefix("task:")):
+            return task
     given = next((value for name, value in headers.items() if name.lower() == INSTANCE_HEADER), None)
     return given if given is not None and is_instance(given) else None
 
@@ -85,7 +102,7 @@ class InstanceRoutes:
     """Task and context ids, and the instances that know them; one for all callers of a process.
 
     Args:
-        state_topic: LITE topic of the instances that task ids name.
+        state_topic: LITE topic on which task ids are LiteTopics.
         most: Ids to remember; the one not used longest is let go first, and its requests go to any worker.
     """
 
@@ -93,7 +110,7 @@ class InstanceRoutes:
         self._state_topic = state_topic
         self._most = most
         self._instances: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
-        self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._gone: OrderedDict[str, None] = OrderedDict()
 
     def find(self, agent: str, request: RpcRequest) -> tuple[str, str] | None:
         """The instance to ask, as (LITE topic, LiteTopic); None when any worker will do.
@@ -102,35 +119,39 @@ class InstanceRoutes:
             agent: Topic of the agent: two agents asked in one session share its context id.
             request: The JSON-RPC request.
         """
+        # Who has a task of ours now, and not who had it when it was last heard of.
+        channel = instance_asked_for(request, {})
+        if channel is not None:
+            return None if channel in self._gone else (self._state_topic, channel)
         for reference in _references(request.params):
             instance = self._instances.get((agent, reference))
             if instance is not None:
                 self._instances.move_to_end((agent, reference))
                 return instance
-        # A task of an earlier process, or of another client.
-        named = instance_asked_for(request, {})
-        if named is None or (self._state_topic, named) in self._gone:
-            return None
-        return self._state_topic, named
+        return None
 
     def note(self, agent: str, instance: tuple[str, str], request: RpcRequest, text: str) -> None:
         """Learn from the first piece of a response, JSON document or events, who answered for which ids."""
-        self._gone.pop(instance, None)
         events = [event.data for event in parse_events(text)] or [text]
         references = set(_references(request.params))
         for event in events[:1]:
             references.update(_references(_result(event)))
         for reference in references:
+            if is_task_channel(task := reference.removeprefix("task:")):
+                self._gone.pop(task, None)
+                continue
             self._instances[agent, reference] = instance
             self._instances.move_to_end((agent, reference))
         while len(self._instances) > self._most:
             self._instances.popitem(last=False)
 
     def forget(self, instance: tuple[str, str]) -> None:
-        """That instance does not answer: until it does, its requests go to any worker."""
-        self._gone[instance] = None
-        if len(self._gone) > self._most:
-            self._gone.popitem(last=False)
+        """That instance, or the channel of a task, does not answer: until it does, its requests go to any worker."""
+        if is_task_channel(instance[1]):
+            self._gone[instance[1]] = None
+            if len(self._gone) > self._most:
+                self._gone.popitem(last=False)
+            return
         for reference in [key for key, value in self._instances.items() if value == instance]:
             del self._instances[reference]
 

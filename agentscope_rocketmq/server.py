@@ -201,7 +201,7 @@ class A2AServer:
                 card,
                 path=path,
                 task_store=task_store or BoundedTaskStore(most=self._config.limits.contexts),
-                instance=self._instance,
+                on_task=self._keep,
                 extended_card=extended_card,
                 push_url_validator=push_url_validator,
             )
@@ -326,6 +326,10 @@ class A2AServer:
                 source=self,
                 stacklevel=2,
             )
+
+    def _keep(self, task: str) -> None:
+        for bridge in self._bridges:
+            bridge.keep(task)
 
     def _forget(self) -> None:
         self._bridges.clear()

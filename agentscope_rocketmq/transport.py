@@ -143,7 +143,7 @@ class Carrier:
         await self._send(envelope, topic, None, timeout=timeout)
 
     def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
-        """Remember which instance runs the task that this first piece of a response tells of."""
+        """Remember which instance runs the task that this first piece of a run's response tells of."""
         if pending.call.sticky is not None:
             rpc = RpcRequest.read(envelope.body)
             self.routes.note(envelope.dest_topic or "", pending.call.sticky, rpc, text)
@@ -297,7 +297,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         return idle, total
 
     def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
-        """Take notice of the first piece of a response."""
+        """Take notice of the first piece of a run's response."""
         self._carrier.note(envelope, pending, text)
 
     def forget(self, pending: PendingResponse) -> None:
@@ -331,11 +331,12 @@ class _ResponseStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _as_httpx_errors(self._request):
-            first = True
+            noted = None
             async for text in self._pending.texts():
-                if first:
+                # A run that takes over is another instance's.
+                if (sticky := self._pending.call.sticky) != noted:
                     self._transport.note(self._envelope, self._pending, text)
-                    first = False
+                    noted = sticky
                 yield text.encode()
 
     async def aclose(self) -> None:

@@ -24,6 +24,7 @@ from a2a.types import Part, Task, TaskState, TaskStatus
 
 from agentscope_rocketmq import A2AServer, RocketMQ, RocketMQConfig
 from agentscope_rocketmq.dev.ports import Ports
+from agentscope_rocketmq.rerun import RESTART_EXTENSION
 from tests.services import card_for, request
 from tests.waiting import LIMIT
 
@@ -183,12 +184,16 @@ class Follower:
 
     Attributes:
         numbers: What came, in the order of its coming.
+        artifact: The same, put together as A2A says: what is not appended replaces.
+        restarts: Runs that begun after the first was cut, by their numbers.
         states: The states that the task went through.
         tasks: Ids of the tasks that answered.
     """
 
     def __init__(self, client: Client, text: str) -> None:
         self.numbers: list[int] = []
+        self.artifact: list[int] = []
+        self.restarts: list[int] = []
         self.states: list[str] = []
         self.tasks: list[str] = []
         self._changed = asyncio.Condition()
@@ -198,7 +203,12 @@ class Follower:
         async for event in client.send_message(request(text)):
             async with self._changed:
                 if event.HasField("artifact_update"):
-                    self.numbers += [int(part.text) for part in event.artifact_update.artifact.parts]
+                    update = event.artifact_update
+                    came = [int(part.text) for part in update.artifact.parts if part.text]
+                    self.numbers += came
+                    self.artifact = [*(self.artifact if update.append else ()), *came]
+                elif event.HasField("status_update") and RESTART_EXTENSION in event.status_update.metadata:
+                    self.restarts.append(int(event.status_update.metadata[RESTART_EXTENSION]["attempt"]))
                 elif event.HasField("status_update"):
                     self.states.append(TaskState.Name(event.status_update.status.state))
                 elif event.HasField("task"):

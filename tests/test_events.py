@@ -52,7 +52,7 @@ WORKING = TaskState.TASK_STATE_WORKING
 def updates_of(
     *events: AgentEvent, with_agent_events: bool = False
 ) -> list[TaskArtifactUpdateEvent | TaskStatusUpdateEvent]:
-    reply = ReplyUpdates("task", "context", with_agent_events=with_agent_events)
+    reply = ReplyUpdates("task", "context", message_id="m", with_agent_events=with_agent_events)
     return [update for event in events for update in reply.of(event)]
 
 
@@ -82,7 +82,7 @@ def test_each_text_block_is_one_artifact_that_begins_grows_and_ends(deltas: list
 
 
 def test_a_broken_off_reply_closes_its_text_and_drops_its_unfinished_file():
-    reply = ReplyUpdates("task", "context", with_agent_events=False)
+    reply = ReplyUpdates("task", "context", message_id="m", with_agent_events=False)
     [begun] = reply.of(TextBlockDeltaEvent(reply_id="r", block_id="b", delta="half"))
     reply.of(DataBlockDeltaEvent(reply_id="r", block_id="d", media_type="image/png", data="aGFsZg=="))
     [closed] = reply.close()

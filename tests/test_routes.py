@@ -12,6 +12,7 @@ from agentscope_rocketmq.routes import (
     InstanceRoutes,
     instance_asked_for,
     is_instance,
+    is_task_channel,
     new_task_id,
     same_server,
 )
@@ -27,12 +28,16 @@ def result(**members):
     return json.dumps({"jsonrpc": "2.0", "id": 1, "result": members})
 
 
-def test_a_task_id_names_its_instance():
-    task = new_task_id(ONE, "abc")
+def test_a_task_id_is_the_channel_of_its_task():
+    task = new_task_id("request 1")
+    assert is_task_channel(task)
+    assert task == new_task_id("request 1") != new_task_id("request 2")
     for request in (rpc(id=task), rpc(taskId=task), rpc(message={"taskId": task})):
-        assert instance_asked_for(request, {}) == ONE
-        assert instance_asked_for(request, {INSTANCE_HEADER: TWO}) == ONE
-        assert InstanceRoutes("State").find("Agent", request) == ("State", ONE)
+        assert instance_asked_for(request, {}) == task
+        assert instance_asked_for(request, {INSTANCE_HEADER: TWO}) == task
+        assert InstanceRoutes("State").find("Agent", request) == ("State", task)
+    for name in (f"{task}0", task[:-1], task.upper(), f"{task}\n", f" {task}"):
+        assert not is_task_channel(name)
     assert instance_asked_for(rpc(id="abc"), {}) is None
     assert instance_asked_for(rpc(id=7, message=[], task=None), {}) is None
 
@@ -69,13 +74,19 @@ def test_the_first_event_of_a_stream_tells_too():
     assert routes.find("Agent", rpc(id="t2")) == ("State", ONE)
 
 
-def test_an_instance_that_is_gone_is_asked_again_only_when_it_was_heard_of():
+def test_a_task_that_nobody_has_is_asked_for_again_only_when_it_was_heard_of():
     routes = InstanceRoutes("State")
-    task = rpc(id=new_task_id(ONE, "abc"))
-    routes.forget(("State", ONE))
+    channel = new_task_id("request 1")
+    task = rpc(id=channel)
+    routes.forget(("State", channel))
     assert routes.find("Agent", task) is None
     routes.note("Agent", ("State", ONE), rpc(id="other"), "{}")
-    assert routes.find("Agent", task) == ("State", ONE)
+    assert routes.find("Agent", task) is None
+    routes.note("Agent", ("State", ONE), task, "{}")
+    assert routes.find("Agent", task) == ("State", channel)
+    # Who runs it now matters, not who ran it when it was last heard of.
+    routes.note("Agent", ("State", TWO), task, "{}")
+    assert routes.find("Agent", task) == ("State", channel)
 
 
 def test_what_is_known_is_bounded():

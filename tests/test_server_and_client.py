@@ -84,7 +84,7 @@ async def test_the_http_address_in_the_card_is_one_that_callers_reach(config, to
 async def test_any_a2a_app_is_served_untouched(config, topic):
     card = complete_card(parse_card(card_for(config, topic)), jsonrpc_url="http://127.0.0.1:1/rpc")
     app = A2AApp(
-        AgentScopeExecutor(make_echo_agent), card, path="/rpc", task_store=BoundedTaskStore(most=10), instance="i-0"
+        AgentScopeExecutor(make_echo_agent), card, path="/rpc", task_store=BoundedTaskStore(most=10), on_task=print
     )
     try:
         async with (

@@ -1,0 +1,182 @@
+"""One end for each task, whatever an executor does.
+
+An executor may ignore a cancel, swallow it and complete, fail without a word, or go on after it has said that it is
+done. The a2a-sdk passes all of that on: a task that was canceled becomes completed, or works for ever. Here the first
+final state is the task's end and nothing passes after it; a cancel ends the task within `STOP_GRACE` whether or not
+the executor obeys; and a run that says nothing ends as failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.events import EventQueue
+from a2a.types import Message, Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
+from a2a.utils.errors import A2AError, InternalError
+
+if TYPE_CHECKING:
+    from a2a.server.agent_execution import RequestContext
+    from a2a.server.events import Event
+
+__all__ = ["STOP_GRACE", "OneEnd", "is_end"]
+
+logger = logging.getLogger(__name__)
+
+STOP_GRACE = 15.0
+"""Seconds that a cancelled executor gets to end its task and itself; then the task ends without it."""
+
+_ENDED = frozenset(
+    {
+        TaskState.TASK_STATE_COMPLETED,
+        TaskState.TASK_STATE_CANCELED,
+        TaskState.TASK_STATE_FAILED,
+        TaskState.TASK_STATE_REJECTED,
+    }
+)
+_WAITING = frozenset({TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_AUTH_REQUIRED})
+
+
+def is_end(event: Event) -> bool:
+    """Whether an event is the last one of its stream: a final state, or a bare message."""
+    return isinstance(event, Message) or _state(event) in _ENDED
+
+
+class _Progress:
+    """What was said of one task in the runs under way, by whoever said it.
+
+    Attributes:
+        users: Executions and cancels at work on it.
+        said: Whether anything was said.
+        waits: Whether the last state said is one that waits for the caller.
+        ended: Whether its end was said.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.said = False
+        self.waits = False
+        self.ended = False
+
+
+class _Gate(EventQueue):
+    """The a2a-sdk's queue, closed after the end."""
+
+    def __init__(self, queue: EventQueue, progress: _Progress) -> None:
+        self._queue = queue
+        self._progress = progress
+
+    async def enqueue_event(self, event: Event) -> None:
+        if self._progress.ended:
+            logger.info("An executor went on after the end of its task: %s is dropped", type(event).__name__)
+            return
+        self._progress.said = True
+        self._progress.ended = is_end(event)
+        if (state := _state(event)) is not None:
+            self._progress.waits = state in _WAITING
+        await self._queue.enqueue_event(event)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+
+class OneEnd(AgentExecutor):
+    """Around an executor: sees to it that each task has exactly one end.
+
+    Args:
+        executor: Does the work.
+    """
+
+    def __init__(self, executor: AgentExecutor) -> None:
+        self._executor = executor
+        self._tasks: dict[str, _Progress] = {}
+        # Those that don't end although they were told to.
+        self._left_behind: set[asyncio.Task[None]] = set()
+
+    async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """See `AgentExecutor.execute`."""
+        progress = self._enter(context)
+        gate = _Gate(event_queue, progress)
+        try:
+            await self._run(context, gate)
+        except A2AError:
+            # The executor's own refusal, where it is the answer.
+            if not progress.said:
+                raise
+            logger.exception("The executor failed on task %s", context.task_id)
+            await self._fail(context, gate, "it refused to go on")
+        except Exception as error:
+            logger.exception("The executor failed on task %s", context.task_id)
+            await self._fail(context, gate, type(error).__name__)
+        else:
+            if not (progress.ended or progress.waits):
+                logger.error("The executor left task %s without an end", context.task_id)
+                await self._fail(context, gate, "it ended without an answer")
+        finally:
+            self._leave(context, progress)
+
+    async def cancel(self, context: RequestContext, event_queue: EventQueue) -> None:
+        """See `AgentExecutor.cancel`."""
+        progress = self._enter(context)
+        gate = _Gate(event_queue, progress)
+        try:
+            async with asyncio.timeout(STOP_GRACE):
+                await self._executor.cancel(context, gate)
+        except TimeoutError:
+            logger.warning("The executor did not cancel task %s within %g s", context.task_id, STOP_GRACE)
+        except Exception:
+            logger.exception("The executor failed to cancel task %s", context.task_id)
+        finally:
+            self._leave(context, progress)
+        if not progress.ended:
+            await gate.enqueue_event(_status(context, TaskState.TASK_STATE_CANCELED))
+
+    async def _run(self, context: RequestContext, gate: _Gate) -> None:
+        work = asyncio.create_task(self._executor.execute(context, gate), name=f"execute[{context.task_id}]")
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if work.done():
+                raise
+            work.cancel()
+            await asyncio.wait({work}, timeout=STOP_GRACE)
+            if not work.done():
+                logger.warning("The executor of task %s does not mind being cancelled: left behind", context.task_id)
+                self._left_behind.add(work)
+                work.add_done_callback(self._left_behind.discard)
+            raise
+        finally:
+            if work.done() and not work.cancelled():
+                work.exception()  # looked at, so that nobody complains
+
+    async def _fail(self, context: RequestContext, gate: _Gate, what: str) -> None:
+        text = f"The agent failed: {what}. The server's log has the details under task {context.task_id}."
+        if not gate._progress.said and context.current_task is None:  # noqa: SLF001  (one room)
+            raise InternalError(text)
+        if not gate._progress.ended:  # noqa: SLF001
+            await gate.enqueue_event(_status(context, TaskState.TASK_STATE_FAILED, text))
+
+    def _enter(self, context: RequestContext) -> _Progress:
+        progress = self._tasks.setdefault(cast("str", context.task_id), _Progress())
+        progress.users += 1
+        return progress
+
+    def _leave(self, context: RequestContext, progress: _Progress) -> None:
+        progress.users -= 1
+        if not progress.users:
+            self._tasks.pop(cast("str", context.task_id), None)
+
+
+def _state(event: Event) -> TaskState | None:
+    return event.status.state if isinstance(event, Task | TaskStatusUpdateEvent) else None
+
+
+def _status(context: RequestContext, state: TaskState, text: str | None = None) -> TaskStatusUpdateEvent:
+    status = TaskStatus(state=state)
+    status.timestamp.GetCurrentTime()
+    if text is not None:
+        said = Message(message_id=f"{context.task_id}-end", role=Role.ROLE_AGENT, parts=[Part(text=text)])
+        status.message.CopyFrom(said)
+    return TaskStatusUpdateEvent(task_id=context.task_id, context_id=context.context_id, status=status)
