@@ -174,6 +174,15 @@ async def test_tags_are_filtered_for_the_group(producer, consumer, make):
     assert sorted(bodies(got)) == ["blue", "red", "red"]
 
 
+async def test_whichever_queue_a_poll_names_it_brings_messages_of_all(producer, consumer, make):
+    names = await make()
+    for number in range(16):
+        await producer.send(message(names.topic, str(number)))
+    got = await (await consumer(names)).take(names.group, names.topic, 16, queue=3)
+    assert sorted(bodies(got), key=int) == [str(number) for number in range(16)]
+    assert len({item.system_properties.queue_id for item in got}) > 1
+
+
 async def test_a_dead_letter_is_not_delivered_again(producer, consumer, make):
     names = await make()
     await producer.send(message(names.topic))

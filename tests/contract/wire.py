@@ -124,11 +124,12 @@ class Peer:
         tags: str = "*",
         attempt_id: str | None = None,
         auto_renew: bool = False,
+        queue: int = -1,
     ) -> tuple[Any, list[Any]]:
         """One receive: its status, and its messages. It is repeated when it was forgotten."""
         request = service.ReceiveMessageRequest(
             group=resource(group),
-            message_queue=definition.MessageQueue(topic=resource(topic), id=-1),
+            message_queue=definition.MessageQueue(topic=resource(topic), id=queue),
             filter_expression=definition.FilterExpression(type=definition.FilterType.TAG, expression=tags),
             batch_size=count,
             attempt_id=attempt_id or uuid.uuid4().hex,

@@ -78,17 +78,10 @@ class Reader:
         for limit in self._waits:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    async def receive(self, group: Group, topic: Topic, queue_number: int, terms: Terms) -> list[Received]:
-        """Messages of a topic's numbered queues.
-
-        Args:
-            group: For whom.
-            topic: The topic.
-            queue_number: One queue of it; negative for any.
-            terms: How many, for how long, …
-        """
+    async def receive(self, group: Group, topic: Topic, terms: Terms) -> list[Received]:
+        """Messages of any of a topic's numbered queues: a proxy does not look at the number that a consumer asks for."""
         waiters = self._engine.waiters(topic.name, group)
-        return await self._wait(group, waiters, lambda: self._take(group, topic, queue_number, terms), terms)
+        return await self._wait(group, waiters, lambda: self._take(group, topic, terms), terms)
 
     async def receive_lite(self, client: LiteClient, topic: Topic, terms: Terms) -> list[Received]:
         """Messages of a client's LiteTopics."""
@@ -257,11 +250,9 @@ class Reader:
                 finally:
                     self._waits.discard(limit)
 
-    def _take(self, group: Group, topic: Topic, number: int, terms: Terms) -> list[Delivery]:
+    def _take(self, group: Group, topic: Topic, terms: Terms) -> list[Delivery]:
         queues = topic.queues
-        if number >= 0:
-            queues = queues[number : number + 1]
-        elif topic.type == "PRIORITY":
+        if topic.type == "PRIORITY":
             queues = queues[::-1]
         elif queues:
             self._turn += 1

@@ -244,7 +244,7 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
         self._engine.catalog.use_as_regular(group.name)
         if topic.type == "LITE":
             raise Refused(Code.ILLEGAL_TOPIC, f"topic {topic.name} is of type LITE: only lite consumers read it")
-        return group, await self._reader.receive(group, topic, request.message_queue.id, terms)
+        return group, await self._reader.receive(group, topic, terms)
 
     def _polling_time(self, request: Any, context: Any) -> float:
         settings = self._settings
