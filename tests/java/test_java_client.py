@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
+from a2a.client import A2ACardResolver, ClientConfig, ClientFactory
 
+from agentscope_rocketmq import RocketMQ
 from agentscope_rocketmq.card import parse_card
 from tests.commanded import Commanded
 from tests.java.peers import JavaCaller, JavaCallError
-from tests.services import card_for, server_for
+from tests.services import card_for, reply, server_for
+from tests.waiting import LIMIT
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("java client")]
 
@@ -76,6 +85,46 @@ async def test_it_reads_our_card(java, server, java_replies, repetition):
     read = await java.connect(server.url, java_replies)
     assert (read["name"], read["preferredTransport"]) == (card.name, "JSONRPC")
     assert read["additionalInterfaces"] == [{"transport": "RocketMQ", "url": card.supported_interfaces[1].url}]
+
+
+@pytest.fixture(scope="module")
+def old_sdk(tmp_path_factory):
+    """Where the a2a-sdk 0.3 is."""
+    folder = tmp_path_factory.mktemp("a2a-sdk-0.3")
+    uv = Path(sys.executable).with_name("uv")
+    install = [str(uv), "pip", "install", "--quiet", "--target", str(folder), "a2a-sdk[http-server]==0.3.*"]
+    subprocess.run(install, check=True, timeout=300)
+    return folder
+
+
+async def test_one_card_serves_every_client(java, java_replies, server, module_config, old_sdk):
+    async with httpx.AsyncClient() as http:
+        published = (await http.get(f"{server.url}/.well-known/agent-card.json")).json()
+        # The Java reference, over RocketMQ.
+        await java.connect(published, java_replies)
+        assert text_of(await java.ask("send", text="say java")) == "said say java"
+        # The a2a-sdk 0.3, over HTTP.
+        program = Path(__file__).parents[1] / "old_sdk_caller.py"
+        old = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(program), server.url, "say old"),
+            env={**os.environ, "PYTHONPATH": str(old_sdk)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(LIMIT):
+            assert ((await old.communicate())[0], old.returncode) == (b"said say old\n", 0)
+        # The a2a-sdk 1.0, over HTTP.
+        card = await A2ACardResolver(http, server.url).get_agent_card()
+        async with ClientFactory(ClientConfig(streaming=True, httpx_client=http)).create(card) as client:
+            assert await reply(client, "say new") == "said say new"
+    async with RocketMQ(module_config, card_cache=None) as rocketmq:
+        # The same one over RocketMQ, with our transport in its factory; and our own client.
+        factory = ClientFactory(rocketmq.client_config(streaming=True))
+        rocketmq.register(factory)
+        async with factory.create(card) as client:
+            assert await reply(client, "say registered") == "said say registered"
+        async with await rocketmq.client(published) as client:
+            assert rocketmq.choice(client).binding == "RocketMQ"
+            assert await reply(client, "say ours") == "said say ours"
 
 
 async def test_send_gives_the_completed_task(java, repetition):

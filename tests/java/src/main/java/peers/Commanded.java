@@ -22,7 +22,7 @@ import jakarta.enterprise.context.ApplicationScoped;
 /**
  * Does what the message says: `count N`, `raise TEXT`, `fail TEXT`, `message TEXT`, `ask`, `wait NAME` (until another
  * message says `open NAME`). Anything else is answered with the lines of the file that the property `peer.answer`
- * names, else echoed.
+ * names, the message in the place of `{asked}`, else echoed.
  */
 @ApplicationScoped
 public class Commanded implements AgentExecutor {
@@ -111,7 +111,9 @@ public class Commanded implements AgentExecutor {
             return List.of("said ", text);
         }
         try {
-            return Files.readAllLines(Path.of(file)).stream().map(line -> line + "\n").toList();
+            return Files.readAllLines(Path.of(file)).stream()
+                .map(line -> line.replace("{asked}", text) + "\n")
+                .toList();
         } catch (IOException unreadable) {
             throw new UncheckedIOException(unreadable);
         }
