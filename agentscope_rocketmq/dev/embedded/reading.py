@@ -79,7 +79,7 @@ class Reader:
             limit.reschedule(asyncio.get_running_loop().time())
 
     async def receive(self, group: Group, topic: Topic, terms: Terms) -> list[Received]:
-        """Messages of any of a topic's numbered queues: a proxy does not look at the number that a consumer asks for."""
+        """Messages of any of a topic's numbered queues: a proxy ignores the number that a consumer asks for."""
         waiters = self._engine.waiters(topic.name, group)
         return await self._wait(group, waiters, lambda: self._take(group, topic, terms), terms)
 
