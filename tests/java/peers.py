@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import hashlib
 import json
 import os
 import re
@@ -14,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from agentscope_rocketmq.dev.maven import file_lock, run_maven
+from tests.maven import built, java
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,27 +22,14 @@ if TYPE_CHECKING:
     from tests.java.conftest import JavaReplies
 
 PROJECT = Path(__file__).parent
-BUILD_SECONDS = 1200.0
 START_SECONDS = 120.0
 ANSWER_SECONDS = 90.0
 MISSED_AFTER = 10  # seconds; the reference itself waits for two minutes
-# One compiler and one collector thread: quick to start, and easy on a machine that runs everything else too.
-JVM = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
-@functools.cache
 def build() -> Path:
-    """The folder of the built application, built first when its sources changed; processes take turns."""
-    target = PROJECT / "target"
-    target.mkdir(exist_ok=True)
-    sources = sorted(path for path in (PROJECT / "src").rglob("*") if path.is_file())
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in [PROJECT / "pom.xml", *sources])).hexdigest()
-    stamp = target / "built"
-    with file_lock(target / ".lock", timeout=BUILD_SECONDS):
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != digest:
-            run_maven(PROJECT, "package", wanted="build the Java peers of the tests")
-            stamp.write_text(digest, encoding="utf-8")
-    return target / "quarkus-app"
+    """The folder of the built application."""
+    return built(PROJECT, "package") / "quarkus-app"
 
 
 class _Process:
@@ -56,13 +41,10 @@ class _Process:
         self.log = self._home / "log.txt"
 
     async def launch(self, *arguments: str, properties: Mapping[str, str], piped: bool) -> asyncio.subprocess.Process:
-        java = shutil.which("java")
-        assert java is not None, "scripts/java installs it"
-        options = [f"-D{name}={value}" for name, value in {**properties, "user.home": str(self._home)}.items()]
+        options = [f"-D{name}={value}" for name, value in properties.items()]
         with self.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                java,
-                *JVM,
+                *java(self._home),
                 *options,
                 *arguments,
                 cwd=self._home,

@@ -36,6 +36,7 @@ _LONGEST_CLIENT_ID = 512
 # A client that has not read what it asked for by then is given up, and its messages go to others.
 _WRITE_TIMEOUT = 30.0
 _Types = definition.MessageType
+_ANY_TYPE = [kind for kind in _Types.values() if kind != _Types.MESSAGE_TYPE_UNSPECIFIED]
 
 
 def _answers(response: Any) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
@@ -84,9 +85,9 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
     async def QueryRoute(self, request: Any, _context: Any, _client: str) -> Any:  # noqa: N802  (the protocol's names)
         """The queues of a topic."""
         topic = self._engine.catalog.topic(request.topic.name)
-        kinds = [_Types.NORMAL, _Types.FIFO, _Types.LITE, _Types.PRIORITY]
-        if topic.type is not None:
-            kinds = [_Types.Value(topic.type)]
+        # Official clients refuse by themselves to send what is not listed here. While any type may be the first, let
+        # them send what is not modelled, too: the answer says more.
+        kinds = [_Types.Value(topic.type)] if topic.type is not None else _ANY_TYPE
         response = service.QueryRouteResponse(status=OK)
         for number in range(topic.width):
             queue = self._message_queue(request, number)
