@@ -15,6 +15,7 @@ The rooms, in the order data flows::
     reply        the server's half: one response -> messages. No I/O
     rocketmq     an asyncio client of the RocketMQ 5 protocol
     bridge       RocketMQ -> ASGI: take, lease, run, ack; publisher sends, asgi is what an app is called with
+    slots        who may work next in a server that is full; priority names the tiers
     handover     requests that belong to another instance's conversation; taskchannels is how tasks are found
     server       A2AServer: HTTP, RocketMQ and the well-known card; app and ends are the a2a-sdk's side
     executor     AgentScope agent -> a2a executor; events and confirmation are its vocabulary

@@ -6,6 +6,8 @@ Around the app stands `OwnerGuard`, which believes or refuses what a gateway say
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from starlette.authentication import SimpleUser
@@ -142,6 +144,16 @@ class OwnerGuard:
         self._app = app
         self._secret = secret
         self._audiences = tuple(audiences)
+
+    def caller(self, envelope: RequestEnvelope) -> str:
+        """Whose a request is, for what is shared out among callers; not to be believed for anything else."""
+        headers = {name.lower(): value for name, value in envelope.headers.items()}
+        with contextlib.suppress(Unauthenticated):
+            if OWNER_HEADER in headers:
+                return "owner " + self._owner([headers[OWNER_HEADER].encode()], envelope.request_id, envelope.body)
+        if "authorization" in headers:
+            return "credentials " + hashlib.sha256(headers["authorization"].encode()).hexdigest()
+        return f"session {envelope.reply_topic} {envelope.lite_topic}"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""

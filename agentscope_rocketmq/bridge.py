@@ -14,7 +14,6 @@ import dataclasses
 import logging
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name
@@ -22,6 +21,7 @@ from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
+from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.publisher import Publisher
 from agentscope_rocketmq.reply import ReplyEncoder
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
@@ -33,10 +33,12 @@ from agentscope_rocketmq.routes import (
     new_task_id,
     same_server,
 )
+from agentscope_rocketmq.runs import BridgeCounters, Delivery, Run
+from agentscope_rocketmq.slots import Slots
 from agentscope_rocketmq.taskchannels import TaskChannels
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from agentscope_rocketmq.asgi import ASGIApp
     from agentscope_rocketmq.config import Limits, Timeouts
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
 
-__all__ = ["Bridge", "BridgeCounters"]
+__all__ = ["Bridge"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,76 +58,20 @@ _LAST_WORDS = 2.0
 _MESSAGE_OVERHEAD = 16 * 1024
 
 
-@dataclass(slots=True)
-class BridgeCounters:
-    """What a bridge has done since its start.
-
-    Attributes:
-        taken: Requests that were run.
-        answered: Requests whose response is complete on the broker.
-        repeated: Copies of requests running or answered here, not run again.
-        handed_over: Requests answered by the instance that knows their conversation.
-        refused: Messages set aside: not an envelope, too large, a reply topic that is not allowed.
-        unanswered: Of those taken, the ones whose response could not be published in full.
-    """
-
-    taken: int = 0
-    answered: int = 0
-    repeated: int = 0
-    handed_over: int = 0
-    refused: int = 0
-    unanswered: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Delivery:
-    """One way in which a request came here: leased from the topic, offered by another instance, or by neither.
-
-    Attributes:
-        message: The message.
-        leased: Its lease, when it came from the topic.
-        offer: The offer, when another instance has the lease.
-    """
-
-    message: ReceivedMessage
-    leased: LeasedMessage | None = None
-    offer: Offer | None = None
-
-    @property
-    def attempt(self) -> int:
-        """Which delivery of the request this is, from 0."""
-        if self.offer is not None:
-            return self.offer.attempt
-        return self.message.attempt - 1 if self.leased is not None else 0
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One request at work, with its task and every delivery of it that is to be settled when it is done."""
-
-    task: str
-    deliveries: list[_Delivery] = field(default_factory=list)
-    reports: list[asyncio.Task[None]] = field(default_factory=list)
-
-    @property
-    def is_leased(self) -> bool:
-        """Whether nobody else has been given the request, as far as is known here."""
-        return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)
-
-
 class Bridge:
     """Serves one A2A app on one RocketMQ topic, and on the LiteTopic of this instance.
 
     Args:
         app: The ASGI app; its JSON-RPC endpoint is `path`.
-        consumer: Takes requests; started and closed by this object.
+        consumers: Take requests, for each tier one; started and closed by this object.
+        caller_of: Says whose a request is.
         producer: Sends responses. Not closed by this object.
         instance_consumer: Takes what is meant for this very instance: requests about its tasks, requests handed over
             and reports on those; started and closed by this object.
         instance: Its LiteTopic.
         reply_topics: LITE topics that responses may go to.
         timeouts: `lease`, `send` and `drain` count here.
-        limits: `request_bytes` and `response_buffer_bytes` count here.
+        limits: `concurrency`, `caller_share`, `request_bytes` and `response_buffer_bytes` count here.
         path: Path of the app's JSON-RPC endpoint.
 
     Attributes:
@@ -137,7 +83,8 @@ class Bridge:
         self,
         app: ASGIApp,
         *,
-        consumer: GroupConsumer,
+        consumers: Mapping[Tier, GroupConsumer],
+        caller_of: Callable[[RequestEnvelope], str],
         producer: Producer,
         reply_topics: frozenset[str],
         timeouts: Timeouts,
@@ -150,7 +97,8 @@ class Bridge:
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
         self._app = app
-        self._consumer = consumer
+        self._consumers = consumers
+        self._caller_of = caller_of
         self._producer = producer
         self._publisher = Publisher(producer, timeout=timeouts.send)
         self._instance_consumer = instance_consumer
@@ -168,10 +116,9 @@ class Bridge:
         self._timeouts = timeouts
         self._limits = limits
         self._path = path
-        # Requests that are handed over here don't come through the consumer, which counts those that do.
-        self._at_work = asyncio.Semaphore(limits.concurrency)
+        self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
         self._watched: set[asyncio.Task[None]] = set()
-        self._running: dict[tuple[str, str], _Run] = {}
+        self._running: dict[tuple[str, str], Run] = {}
         self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -179,7 +126,7 @@ class Bridge:
     @property
     def topic(self) -> str:
         """The request topic."""
-        return self._consumer.topic
+        return self._consumers[Tier.NORMAL].topic
 
     def keep(self, task: str) -> None:
         """A task lives in this instance now: what is sent to its channel is served here."""
@@ -195,17 +142,23 @@ class Bridge:
         await self._instance_consumer.start()
         try:
             await self._instance_consumer.subscribe([self._instance], at=Position.last())
-            await self._consumer.start()
+            for consumer in self._consumers.values():
+                await consumer.start()
         except BaseException:
+            await asyncio.gather(*(each.aclose() for each in self._consumers.values()), return_exceptions=True)
             await self._instance_consumer.aclose()
             raise
-        self._start_loop(self._request_loop(), "requests")
+        for tier in self._consumers:
+            self._start_loop(self._request_loop(tier), f"requests.{tier}")
         self._start_loop(self._instance_loop(), "instance")
         self._start_loop(self._task_channels.run(), "task-channels")
 
     async def aclose(self) -> None:
         """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
-        stopping = asyncio.create_task(self._consumer.stop(), name=f"bridge[{self.topic}].stop")
+        stopping = [
+            asyncio.create_task(consumer.stop(), name=f"bridge[{consumer.topic}].stop")
+            for consumer in self._consumers.values()
+        ]
         # Somebody else watches over those as well: they get them back.
         for task in self._watched:
             task.cancel()
@@ -214,9 +167,9 @@ class Bridge:
         for task in (*self._tasks, *self._loops):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loops, return_exceptions=True)
-        await asyncio.gather(stopping, return_exceptions=True)
+        await asyncio.gather(*stopping, return_exceptions=True)
         # What was not finished is given back, and another worker of the group goes on with it.
-        await self._consumer.aclose()
+        await asyncio.gather(*(each.aclose() for each in self._consumers.values()), return_exceptions=True)
         await self._instance_consumer.aclose()
 
     async def __aenter__(self) -> Self:
@@ -237,9 +190,9 @@ class Bridge:
             self.failure = error
             self.failed.set()
 
-    async def _request_loop(self) -> None:
-        async for leased in self._consumer.messages():
-            self._spawn(self._serve_leased(leased), leased.message)
+    async def _request_loop(self, tier: Tier) -> None:
+        async for leased in self._consumers[tier].messages():
+            self._spawn(self._serve_leased(leased, tier), leased.message)
 
     async def _instance_loop(self) -> None:
         async for item in self._instance_consumer.batches():
@@ -269,13 +222,13 @@ class Bridge:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("Serving %s failed", task.get_name(), exc_info=error)
 
-    async def _serve_leased(self, leased: LeasedMessage) -> None:
-        """Serve a message of the topic."""
-        delivery = _Delivery(leased.message, leased=leased)
+    async def _serve_leased(self, leased: LeasedMessage, tier: Tier) -> None:
+        """Serve a message of a topic."""
+        delivery = Delivery(leased.message, leased=leased, tier=tier)
         try:
             envelope = await self._read(leased.message)
             if envelope is None:
-                await self._consumer.ack(leased)
+                await delivery.ack()
                 return
             request = RpcRequest.read(envelope.body)
             instance = instance_asked_for(request, envelope.headers)
@@ -284,7 +237,7 @@ class Bridge:
                 await self._serve(envelope, request, delivery)
         except Exception:
             # Its slot must not be lost with it, and another worker may do better.
-            await self._consumer.release(leased)
+            await delivery.release()
             raise
 
     async def _serve_addressed(self, message: ReceivedMessage) -> None:
@@ -302,7 +255,7 @@ class Bridge:
             headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
             await self._readdress(dataclasses.replace(envelope, headers=headers))
         else:
-            await self._serve(envelope, request, _Delivery(message, offer=offer))
+            await self._serve(envelope, request, Delivery(message, offer=offer))
 
     def _is_here(self, instance: str) -> bool:
         return same_server(instance, self._instance) or self._task_channels.keeps(instance)
@@ -314,19 +267,16 @@ class Bridge:
         except BrokerError as error:
             logger.warning("Request %s to this instance is not served: %s", envelope.request_id, error)
 
-    async def _hand_over(self, envelope: RequestEnvelope, delivery: _Delivery, instance: str) -> bool:
+    async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
-        leased = delivery.leased
         key = _key(envelope)
-        if leased is None or key in self._answered or key in self._running:
+        if key in self._answered or key in self._running:
             return False
         task = asyncio.current_task()
         if task is not None:
             self._watched.add(task)
         try:
-            if len(self._watched) <= self._limits.concurrency:
-                # It is no work here. Beyond that the other instance is what is full: no more is taken for it.
-                self._consumer.park(leased)
+            delivery.park()  # it is no work here
             outcome = await self._handover.offer(envelope, instance, attempt=delivery.attempt)
         finally:
             if task is not None:
@@ -337,9 +287,9 @@ class Bridge:
         if outcome is Outcome.DONE:
             self.counters.handed_over += 1
             self._remember(key)
-            await self._consumer.ack(leased)
+            await delivery.ack()
         else:
-            await self._consumer.release(leased)
+            await delivery.release()
         return True
 
     async def _read(self, message: ReceivedMessage) -> RequestEnvelope | None:
@@ -364,7 +314,7 @@ class Bridge:
         )
         return None
 
-    async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: _Delivery) -> None:
+    async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
         """Run a request, unless it runs or ran here already, and settle its deliveries."""
         key = _key(envelope)
         if key in self._answered:
@@ -376,7 +326,7 @@ class Bridge:
             self.counters.repeated += 1
             self._join(run, delivery)
             return
-        run = self._running[key] = _Run(instance_asked_for(request, {}) or new_task_id(request_name(envelope)))
+        run = self._running[key] = Run(instance_asked_for(request, {}) or new_task_id(request_name(envelope)))
         self._join(run, delivery)
         self.counters.taken += 1
         complete = False
@@ -396,15 +346,15 @@ class Bridge:
                 # Leases are given back when all that is at work has ended; other instances are told now.
                 await self._say_last(*(self._settle(each, complete=False) for each in run.deliveries if each.offer))
 
-    def _join(self, run: _Run, delivery: _Delivery) -> None:
+    def _join(self, run: Run, delivery: Delivery) -> None:
         run.deliveries.append(delivery)
         if delivery.offer is not None:
             reporting = self._handover.report_taken(delivery.offer)
             run.reports.append(asyncio.create_task(reporting, name=f"bridge[{self.topic}].report[{delivery.offer.id}]"))
 
-    async def _settle(self, delivery: _Delivery, *, complete: bool) -> None:
+    async def _settle(self, delivery: Delivery, *, complete: bool) -> None:
         if delivery.leased is not None:
-            await (self._consumer.ack if complete else self._consumer.release)(delivery.leased)
+            await (delivery.ack if complete else delivery.release)()
         elif delivery.offer is not None:
             await self._handover.report_end(delivery.offer, complete=complete)
 
@@ -413,7 +363,7 @@ class Bridge:
             async with asyncio.timeout(_LAST_WORDS):
                 await asyncio.gather(*words, return_exceptions=True)
 
-    async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: _Delivery) -> bool:
+    async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> bool:
         """Run a request through the app and publish its response; whether it is complete on the broker."""
         encoder = ReplyEncoder(
             envelope.request_id,
@@ -440,7 +390,8 @@ class Bridge:
                     f"The request has {size} bytes; this agent takes {self._limits.request_bytes}. Send less.",
                 )
             elif request.runs_agent:
-                async with self._at_work:
+                tier = delivery.tier_with(envelope.headers)
+                async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
                     await self._call_app(envelope, delivery, response)
             else:
                 await self._call_app(envelope, delivery, response)
@@ -459,7 +410,7 @@ class Bridge:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 
-    async def _call_app(self, envelope: RequestEnvelope, delivery: _Delivery, response: Response) -> None:
+    async def _call_app(self, envelope: RequestEnvelope, delivery: Delivery, response: Response) -> None:
         receive = Receive(envelope.body.encode(), response.over)
         scope = http_scope(envelope, delivery.message, path=self._path, attempt=delivery.attempt)
         try:

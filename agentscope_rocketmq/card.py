@@ -20,6 +20,7 @@ from google.protobuf.json_format import ParseError
 from agentscope_rocketmq.config import parse_endpoints
 from agentscope_rocketmq.errors import CardError, ConfigurationError
 from agentscope_rocketmq.jsonrpc import read_json
+from agentscope_rocketmq.priority import PRIORITY_EXTENSION, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,6 +35,7 @@ __all__ = [
     "complete_card",
     "jsonrpc_url",
     "parse_card",
+    "priority_topics",
     "read_card",
     "rocketmq_addresses",
 ]
@@ -187,6 +189,31 @@ def jsonrpc_url(card: AgentCard) -> str | None:
     """Find the URL of the card's newest JSON-RPC interface; None when it has none."""
     entry = _best(card, JSONRPC)
     return None if entry is None else entry.url
+
+
+def priority_topics(card: AgentCard) -> dict[Tier, str]:
+    """The further topics of an agent, by tier; they lie beside that of its first RocketMQ interface.
+
+    The card lists them by the extension `PRIORITY_EXTENSION`, whose parameters name the topic of `high` and of `low`.
+
+    Raises:
+        CardError: A tier or a topic that is none.
+    """
+    topics: dict[Tier, str] = {}
+    for extension in card.capabilities.extensions:
+        if extension.uri != PRIORITY_EXTENSION:
+            continue
+        for name, topic in extension.params.items():
+            if name not in (Tier.HIGH, Tier.LOW) or not isinstance(topic, str) or not _NAME.fullmatch(topic):
+                raise CardError(
+                    f"The card of {card.name!r} has priority topic {name!r}: {topic!r}. Name the topic of 'high' and "
+                    "of 'low', each 1-127 of letters, digits, '_', '-', '%', '|'."
+                )
+            topics[Tier(name)] = topic
+    taken = [address.topic for address in rocketmq_addresses(card)]
+    if clash := {topic for topic in topics.values() if [*topics.values(), *taken].count(topic) > 1}:
+        raise CardError(f"The card of {card.name!r} uses topic {', '.join(clash)} twice: each tier has one of its own.")
+    return topics
 
 
 def choose(card: AgentCard, *, allow_jsonrpc: bool) -> Choice:

@@ -17,10 +17,21 @@ from a2a.compat.v0_3.jsonrpc_transport import CompatJsonRpcTransport
 from a2a.compat.v0_3.versions import is_legacy_version
 from a2a.utils.constants import PROTOCOL_VERSION_1_0, VERSION_HEADER
 
-from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, Address, Choice, choose, parse_card, read_card
+from agentscope_rocketmq.card import (
+    JSONRPC,
+    ROCKETMQ,
+    Address,
+    Choice,
+    choose,
+    parse_card,
+    priority_topics,
+    read_card,
+    rocketmq_addresses,
+)
 from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
 from agentscope_rocketmq.fetch import CardFetcher, default_cache
+from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
@@ -54,15 +65,19 @@ _KEEP_CARDS = object()
 _CLOSE_SECONDS = 30.0
 
 
-def call_context(*, idle: float | None = None, total: float | None = None) -> ClientCallContext:
-    """Timeouts of one call, to be given as `context=` to a method of an a2a-sdk client.
+def call_context(
+    *, idle: float | None = None, total: float | None = None, priority: str | None = None
+) -> ClientCallContext:
+    """Timeouts and urgency of one call, to be given as `context=` to a method of an a2a-sdk client.
 
     Args:
         idle: Seconds between two events of the response, and before the first; None keeps the client's.
         total: Seconds for the call as a whole; None keeps the client's.
+        priority: `high`, `normal` or `low`; None keeps the client's.
     """
-    parameters = None if total is None else {TOTAL_TIMEOUT_HEADER: f"{total:g}"}
-    return ClientCallContext(timeout=idle, service_parameters=parameters)
+    given = {TOTAL_TIMEOUT_HEADER: None if total is None else f"{total:g}", PRIORITY_HEADER: priority}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    return ClientCallContext(timeout=idle, service_parameters=parameters or None)
 
 
 class RocketMQ:
@@ -112,6 +127,7 @@ class RocketMQ:
         interceptors: Sequence[ClientCallInterceptor] = (),
         extensions: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
+        priority: str | None = None,
     ) -> Client:
         """An a2a-sdk client for an agent, over RocketMQ where its card lists it. Close it, or use `async with`.
 
@@ -124,12 +140,15 @@ class RocketMQ:
             interceptors: The SDK's, for authentication and the like.
             extensions: URIs of A2A extensions to ask for.
             headers: HTTP headers to carry with each request.
+            priority: How urgent its requests are, for agents that have tiers: `high`, `normal` or `low`; None is
+                normal. `call_context` sets it per call.
 
         Returns:
             The client. `choice(client)` says which interface it took.
 
         Raises:
             ConfigurationError: The session's name is empty or no text.
+            IllegalRequest: The priority is none of the three.
             CardError: The card can't be had, or lists no interface that can be used.
             BrokerError: RocketMQ can't be reached, or reply topic, group or credentials are refused.
             WrongEventLoop: This object lives in another event loop.
@@ -139,6 +158,10 @@ class RocketMQ:
         lite_topic = self._lite_topic(session)
         card = await self.card(agent)
         choice = choose(card, allow_jsonrpc=allow_jsonrpc)
+        if priority is not None:
+            headers = {**(headers or {}), PRIORITY_HEADER: Tier.parse(priority)}
+            if headers[PRIORITY_HEADER] not in (Tier.NORMAL, *priority_topics(card)):
+                logger.warning("Agent %r has no priority tiers: its requests are all alike", card.name)
         transport = await self._transport(
             card, choice, lite_topic, timeouts or self.config.timeouts, extensions, headers
         )
@@ -160,6 +183,7 @@ class RocketMQ:
         timeouts: Timeouts | None = None,
         interceptors: Sequence[ClientCallInterceptor] = (),
         headers: Mapping[str, str] | None = None,
+        priority: str | None = None,
     ) -> A2AAgent:
         """A remote agent as an AgentScope `A2AAgent` (arguments and errors as `client`). Close it, or `async with`."""
         from agentscope.state import A2AAgentState  # noqa: PLC0415  (takes seconds to import)
@@ -173,6 +197,7 @@ class RocketMQ:
             timeouts=timeouts,
             interceptors=[NotesRestarts(), *interceptors],
             headers=headers,
+            priority=priority,
         )
         state = A2AAgentState() if session is None else A2AAgentState(context_id=session)
         remote = RemoteAgent(await self.card(agent), client=client, state=state)
@@ -293,6 +318,7 @@ class RocketMQ:
             carrier=self._carrier(address),
             timeouts=timeouts,
             limits=self.config.limits,
+            tiers=priority_topics(card) if address == rocketmq_addresses(card)[0] else None,
         )
         options = _options(choice, timeouts, extensions, headers)
         # httpx can't read a list of endpoints, and this transport knows them.

@@ -113,7 +113,13 @@ class Limits(BaseModel):
     """How much to hold at once. Everything beyond stays on the broker or gets a clear error.
 
     Attributes:
-        concurrency: Requests that one server works on at a time; the rest waits on the broker.
+        concurrency: Requests that one server works on at a time; the rest waits on the broker. What waits for something
+            else than a place (its turn in a conversation, another instance) is kept leased beside them, as many again.
+        requests_per_second: Requests that one server takes from the broker, on average; after a rest a second's worth
+            may come at once. None sets no limit.
+        caller_share: Largest part of `concurrency` that one caller may have, above 0 and up to 1, so that one who sends
+            much leaves room for others; one place at least. A caller is who a gateway says it is, else whose
+            credentials come with the request, else a session.
         request_bytes: Largest decoded request body a server accepts, and largest a caller sends.
         response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
@@ -122,9 +128,11 @@ class Limits(BaseModel):
         contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     concurrency: int = Field(default=16, ge=1, le=1024)
+    requests_per_second: float | None = Field(default=None, gt=0)
+    caller_share: float = Field(default=1.0, gt=0, le=1)
     request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)

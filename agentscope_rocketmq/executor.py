@@ -39,6 +39,7 @@ from agentscope_rocketmq.events import (
     message_to_msg,
     status_update,
 )
+from agentscope_rocketmq.slots import Slot
 
 if TYPE_CHECKING:
     from a2a.server.events import EventQueue
@@ -233,7 +234,13 @@ class AgentScopeExecutor(AgentExecutor):
         conversation.requests += 1
         try:
             self._let_go_of_idle()
+            # Whoever waits for its turn lets others work meanwhile.
+            slot = Slot.current() if conversation.lock.locked() else None
+            if slot is not None:
+                slot.leave()
             async with conversation.lock:
+                if slot is not None:
+                    await slot.enter()
                 yield conversation
         finally:
             conversation.requests -= 1

@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from agentscope_rocketmq.card import parse_card, read_card, rocketmq_addresses
+from agentscope_rocketmq.card import parse_card, priority_topics, read_card, rocketmq_addresses
 from agentscope_rocketmq.errors import (
     BrokerError,
     BrokerUnreachable,
@@ -106,9 +106,10 @@ def plan(
 ) -> ProvisionPlan:
     """What these agents, and whoever calls them with this configuration, need.
 
-    For each RocketMQ interface of a card: its NORMAL topic, and the group `<topic>ConsumerGroup`, in the namespace of
-    the interface. For the configuration, in its namespace: reply topic and state topic (LITE); reply group, observer
-    group (reply group + `_OBSERVER`) and state group, each bound to its topic, exclusive.
+    For each RocketMQ interface of a card, and each further topic for a priority: its NORMAL topic, and the group
+    `<topic>ConsumerGroup`, in the namespace of the interface. For the configuration, in its namespace: reply topic and
+    state topic (LITE); reply group, observer group (reply group + `_OBSERVER`) and state group, each bound to its
+    topic, exclusive.
 
     Args:
         cards: Agent cards, their JSON, or paths of card files. None at all plans for a caller alone.
@@ -134,7 +135,8 @@ def plan(
                 f"The card of {card.name!r} lists no RocketMQ interface: add one, its URL "
                 "http://ENDPOINT/NAMESPACE/TOPIC."
             )
-        for address in addresses:
+        tiers = [replace(addresses[0], topic=topic) for topic in priority_topics(card).values()]
+        for address in (*addresses, *tiers):
             topic = _full_name(address.namespace, address.topic)
             group = _full_name(address.namespace, f"{address.topic}ConsumerGroup")
             topics[topic] = TopicSettings(topic, {_MESSAGE_TYPE: "NORMAL"})

@@ -24,16 +24,19 @@ from agentscope_rocketmq.card import (
     complete_card,
     jsonrpc_url,
     parse_card,
+    priority_topics,
     read_card,
     rocketmq_addresses,
 )
 from agentscope_rocketmq.config import RocketMQConfig
 from agentscope_rocketmq.errors import CardError, ClosedError, ConfigurationError
+from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
+from agentscope_rocketmq.rocketmq.rate import RateLimit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -357,20 +360,15 @@ class A2AServer:
         instance = f"{self._instance}-{number}" if number else self._instance
         producer = await stack.enter_async_context(Producer(connection, connect_timeout=connect))
         secret = config.a2a_secret
+        guard = OwnerGuard(
+            self._app,
+            secret=None if secret is None else secret.get_secret_value(),
+            audiences=[served.topic for served in rocketmq_addresses(self._card)],
+        )
         bridge = Bridge(
-            OwnerGuard(
-                self._app,
-                secret=None if secret is None else secret.get_secret_value(),
-                audiences=[served.topic for served in rocketmq_addresses(self._card)],
-            ),
-            consumer=GroupConsumer(
-                connection,
-                address.topic,
-                self._group or f"{address.topic}ConsumerGroup",
-                concurrency=config.limits.concurrency,
-                lease=config.timeouts.lease,
-                connect_timeout=connect,
-            ),
+            guard,
+            consumers=self._consumers(connection, address),
+            caller_of=guard.caller,
             producer=producer,
             reply_topics=config.reply_topics,
             timeouts=config.timeouts,
@@ -380,6 +378,27 @@ class A2AServer:
             path=path,
         )
         return await stack.enter_async_context(bridge)
+
+    def _consumers(self, connection: Connection, address: Address) -> dict[Tier, GroupConsumer]:
+        limits, timeouts = self._config.limits, self._config.timeouts
+        per_second = limits.requests_per_second
+        rate = RateLimit(per_second, clock=asyncio.get_running_loop().time) if per_second is not None else None
+        topics = {Tier.NORMAL: address.topic}
+        if address == rocketmq_addresses(self._card)[0]:
+            topics |= priority_topics(self._card)
+        consumers = {}
+        for tier, topic in topics.items():
+            consumers[tier] = GroupConsumer(
+                connection,
+                topic,
+                (self._group if tier is Tier.NORMAL else None) or f"{topic}ConsumerGroup",
+                # Urgent ones are at hand when a place becomes free: else normal ones would take it.
+                concurrency=limits.concurrency * (2 if tier is Tier.HIGH else 1),
+                lease=timeouts.lease,
+                rate=rate,
+                connect_timeout=timeouts.connect,
+            )
+        return consumers
 
     def _http_interface(self, served: str) -> str:
         """URL of the JSON-RPC interface for the card."""

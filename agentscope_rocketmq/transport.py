@@ -27,6 +27,7 @@ from agentscope_rocketmq.errors import (
     ResponseCorrupt,
 )
 from agentscope_rocketmq.jsonrpc import RpcRequest
+from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import INSTANCE_HEADER
 
@@ -121,26 +122,34 @@ class Carrier:
                 raise
             self._started = producer, replies
 
-    async def request(self, envelope: RequestEnvelope, pending: PendingResponse, *, timeout: float) -> None:  # noqa: ASYNC109
+    async def request(
+        self,
+        envelope: RequestEnvelope,
+        pending: PendingResponse,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        topic: str | None = None,
+    ) -> None:
         """Send a request, to the instance that knows its task where one does.
 
         Args:
             envelope: The request; `dest_topic` names the agent.
             pending: Its response, registered before.
             timeout: Seconds within which the broker must accept it.
+            topic: Where to send it; None for the agent's topic.
 
         Raises:
             BrokerError: It was not accepted.
         """
-        topic = envelope.dest_topic or ""
+        agent = envelope.dest_topic or ""
         rpc = RpcRequest.read(envelope.body)
-        instance = self.routes.find(topic, rpc)
+        instance = self.routes.find(agent, rpc)
         if instance is not None and rpc.runs_agent:
             # Work is leased from the topic. Whichever worker takes it hands it over to the one that knows more.
             envelope = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: instance[1]})
         elif instance is not None and await self._ask_instance(envelope, instance, pending, timeout):
             return
-        await self._send(envelope, topic, None, timeout=timeout)
+        await self._send(envelope, topic or agent, None, timeout=timeout)
 
     def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
         """Remember which instance runs the task that this first piece of a run's response tells of."""
@@ -204,6 +213,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         carrier: Sends requests and receives answers; started by the first request, not closed by this object.
         timeouts: Defaults of a call.
         limits: `request_bytes` counts here.
+        tiers: The agent's further topics, for requests whose header `x-rocketmq-priority` names the tier. A tier that
+            the agent does not have goes to its own topic.
     """
 
     def __init__(
@@ -214,8 +225,10 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         carrier: Carrier,
         timeouts: Timeouts,
         limits: Limits,
+        tiers: Mapping[Tier, str] | None = None,
     ) -> None:
         self.address = address
+        self._tiers = tiers or {}
         self.session = session
         self._carrier = carrier
         self._timeouts = timeouts
@@ -273,11 +286,12 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             lite_topic=self.session,
         )
         idle, total = self._times(request)
+        tier = Tier.parse(request.headers.get(PRIORITY_HEADER, Tier.NORMAL))
         pending = self._carrier.replies.expect(self.session, envelope.request_id, idle=idle, total=total)
         self._pending.add(pending)
         timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
         try:
-            await self._carrier.request(envelope, pending, timeout=timeout)
+            await self._carrier.request(envelope, pending, timeout=timeout, topic=self._tiers.get(tier))
         except BaseException:
             self.forget(pending)
             raise

@@ -11,10 +11,23 @@ PACKAGE = "agentscope_rocketmq"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
 # The core: values and protocol, no I/O. What is below each may be imported by those above it.
-CORE = ("errors", "config", "jsonrpc", "sse", "card", "envelope", "rerun", "exchange", "reply", "routes", "owners")
+CORE = (
+    "errors",
+    "config",
+    "jsonrpc",
+    "sse",
+    "priority",
+    "card",
+    "envelope",
+    "rerun",
+    "exchange",
+    "reply",
+    "routes",
+    "owners",
+)
 IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "socket", "starlette", "uvicorn"}
 # These are handed their RocketMQ connection; they neither build one nor know who does.
-HANDED = ("transport", "bridge", "handover", "taskchannels", "publisher", "session")
+HANDED = ("transport", "bridge", "handover", "taskchannels", "publisher", "runs", "slots", "session")
 BUILDERS = {f"{PACKAGE}.{name}" for name in ("client", "server", "gateway", "cli", "dev")}
 # The edge to the SDK: its transport, the HTTP client of its push notifications, and the fetching of cards.
 HTTPX_USERS = ("transport", "client", "app", "fetch")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from agentscope_rocketmq.rocketmq.connection import Connection
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+    from agentscope_rocketmq.rocketmq.rate import RateLimit
 
 __all__ = ["GroupConsumer", "LeasedMessage"]
 
@@ -35,13 +36,15 @@ class LeasedMessage:
 
     Attributes:
         message: What was received.
+        consumer: Who received it, and acks and releases it.
         lost: Set when the lease could not be renewed in time: another consumer may have the message by now.
     """
 
-    __slots__ = ("_handle_lock", "_parked", "_renewal", "lost", "message")
+    __slots__ = ("_handle_lock", "_parked", "_renewal", "consumer", "lost", "message")
 
-    def __init__(self, message: ReceivedMessage) -> None:
+    def __init__(self, message: ReceivedMessage, consumer: GroupConsumer) -> None:
         self.message = message
+        self.consumer = consumer
         self.lost = asyncio.Event()
         # A renewal replaces the receipt handle; an ack with the old one is refused.
         self._handle_lock = asyncio.Lock()
@@ -61,6 +64,7 @@ class GroupConsumer:
         group: Consumer group, without namespace; all its consumers share the messages.
         concurrency: Messages that may be leased at a time.
         lease: Seconds until another consumer gets a message that is neither renewed nor acked; at least 10.
+        rate: How many messages a second it may take, perhaps together with other consumers; None sets no limit.
         connect_timeout: Seconds that `start` may take.
     """
 
@@ -72,6 +76,7 @@ class GroupConsumer:
         *,
         concurrency: int = 16,
         lease: float = 30.0,
+        rate: RateLimit | None = None,
         connect_timeout: float = 10.0,
     ) -> None:
         self.topic = topic
@@ -79,7 +84,9 @@ class GroupConsumer:
         self._connection = connection
         self._lease = lease
         self._connect_timeout = connect_timeout
-        self._free = concurrency
+        self._rate = rate
+        self._free = self._concurrency = concurrency
+        self._parked = 0
         self._leased: set[LeasedMessage] = set()
         # Bounded by the reservations: it never holds more than `concurrency` messages.
         self._arrived: asyncio.Queue[LeasedMessage | None] = asyncio.Queue()
@@ -143,9 +150,13 @@ class GroupConsumer:
         return await self._settle(leased, timeout=CLOSE_TIMEOUT, ack=False, after=after)
 
     def park(self, leased: LeasedMessage) -> None:
-        """Keep the lease but let another message be taken meanwhile: for who watches over work done elsewhere."""
-        if leased in self._leased and not leased._parked:  # noqa: SLF001
+        """Keep the lease but let another message be taken meanwhile: for who waits for something else than work here.
+
+        As many as may be leased may be parked beside them; beyond that it does nothing, and no more is taken.
+        """
+        if leased in self._leased and not leased._parked and self._parked < self._concurrency:  # noqa: SLF001
             leased._parked = True  # noqa: SLF001
+            self._parked += 1
             self._free += 1
             self._poller.wake()
 
@@ -187,7 +198,9 @@ class GroupConsumer:
         self._leased.discard(leased)
         if leased._renewal is not None:  # noqa: SLF001
             leased._renewal.cancel()  # noqa: SLF001
-        if not leased._parked:  # noqa: SLF001
+        if leased._parked:  # noqa: SLF001
+            self._parked -= 1
+        else:
             self._free += 1
             self._poller.wake()
 
@@ -233,13 +246,17 @@ class GroupConsumer:
 
     def _reserve(self, sharing: int) -> int:
         count = 0 if self._stopping else -(-self._free // sharing)
+        if self._rate is not None:
+            count = self._rate.reserve(count)
         self._free -= count
         return count
 
     def _deliver(self, reserved: int, messages: list[ReceivedMessage]) -> None:
         self._free += reserved - len(messages)
+        if self._rate is not None:
+            self._rate.settle(reserved, len(messages))
         for message in messages:
-            leased = LeasedMessage(message)
+            leased = LeasedMessage(message, self)
             self._leased.add(leased)
             if self._stopping:
                 self._late.add(asyncio.create_task(self._give_back(leased), name="rocketmq.give-back"))

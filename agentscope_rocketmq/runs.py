@@ -1,0 +1,96 @@
+"""Requests at work in a bridge: how each came here, and what is to be settled when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq.priority import Tier, tier_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
+    from agentscope_rocketmq.handover import Offer
+    from agentscope_rocketmq.rocketmq.consumer import LeasedMessage
+    from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+
+__all__ = ["BridgeCounters", "Delivery", "Run"]
+
+
+@dataclass(slots=True)
+class BridgeCounters:
+    """What a bridge has done since its start.
+
+    Attributes:
+        taken: Requests that were run.
+        answered: Requests whose response is complete on the broker.
+        repeated: Copies of requests running or answered here, not run again.
+        handed_over: Requests answered by the instance that knows their conversation.
+        refused: Messages set aside: not an envelope, too large, a reply topic that is not allowed.
+        unanswered: Of those taken, the ones whose response could not be published in full.
+    """
+
+    taken: int = 0
+    answered: int = 0
+    repeated: int = 0
+    handed_over: int = 0
+    refused: int = 0
+    unanswered: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One way in which a request came here: leased from the topic, offered by another instance, or by neither.
+
+    Attributes:
+        message: The message.
+        leased: Its lease, when it came from the topic.
+        offer: The offer, when another instance has the lease.
+        tier: The tier whose topic it came from.
+    """
+
+    message: ReceivedMessage
+    leased: LeasedMessage | None = None
+    offer: Offer | None = None
+    tier: Tier = Tier.NORMAL
+
+    def tier_with(self, headers: Mapping[str, str]) -> Tier:
+        """The request's tier: its topic's, or what its headers say where it came otherwise."""
+        return tier_of(headers) if self.tier is Tier.NORMAL else self.tier
+
+    def park(self) -> None:
+        """Let another message be taken while this one waits."""
+        if self.leased is not None:
+            self.leased.consumer.park(self.leased)
+
+    async def ack(self) -> None:
+        """The request is done with; for one that was leased."""
+        if self.leased is not None:
+            await self.leased.consumer.ack(self.leased)
+
+    async def release(self) -> None:
+        """Somebody else may do better; for one that was leased."""
+        if self.leased is not None:
+            await self.leased.consumer.release(self.leased)
+
+    @property
+    def attempt(self) -> int:
+        """Which delivery of the request this is, from 0."""
+        if self.offer is not None:
+            return self.offer.attempt
+        return self.message.attempt - 1 if self.leased is not None else 0
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One request at work, with its task and every delivery of it that is to be settled when it is done."""
+
+    task: str
+    deliveries: list[Delivery] = field(default_factory=list)
+    reports: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether nobody else has been given the request, as far as is known here."""
+        return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)

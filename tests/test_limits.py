@@ -1,0 +1,390 @@
+"""A server takes what it can carry: places, a rate, a share for each caller, and tiers of which none starves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskUpdater
+from a2a.types import Part, Task, TaskState, TaskStatus
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentscope_rocketmq import call_context
+from agentscope_rocketmq.card import parse_card, priority_topics
+from agentscope_rocketmq.errors import CardError, IllegalRequest
+from agentscope_rocketmq.priority import PRIORITY_EXTENSION, PRIORITY_HEADER, Tier, tier_of
+from agentscope_rocketmq.provision import apply, plan
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
+from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.rocketmq.rate import RateLimit
+from agentscope_rocketmq.slots import Slot, Slots
+from tests.agents import Gate, scripted, user_texts
+from tests.services import Keeper, card_for, reply, request, server_for
+from tests.waiting import LIMIT, take, until
+
+
+class Worker(AgentExecutor):
+    """Works for a moment on each request; knows who worked when."""
+
+    def __init__(self, seconds: float = 0.005) -> None:
+        self.seconds = seconds
+        self.done: list[str] = []
+        self.at_once: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def execute(self, context, event_queue):
+        text = context.get_user_input()
+        kind = text.partition(" ")[0]
+        for name in ("all", kind):
+            self.at_once[name] += 1
+            self.most[name] = max(self.most[name], self.at_once[name])
+        submitted = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=submitted))
+        await self.gate.wait()
+        await asyncio.sleep(self.seconds)
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.add_artifact([Part(text=text)], artifact_id="a")
+        self.done.append(text)
+        for name in ("all", kind):
+            self.at_once[name] -= 1
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+
+def with_limits(config, **limits):
+    return config.model_copy(update={"limits": config.limits.model_copy(update=limits)})
+
+
+def with_tiers(config, topic):
+    extension = {"uri": PRIORITY_EXTENSION, "params": {"high": f"{topic}-high", "low": f"{topic}-low"}}
+    return card_for(config, topic, capabilities={"streaming": True, "extensions": [extension]})
+
+
+@pytest.fixture
+async def topic(make_topic):
+    return (await make_topic("NORMAL")).topic
+
+
+# Places
+
+
+def nothing():
+    pass
+
+
+class Places:
+    """Requests that want a place, and in which order they got one."""
+
+    def __init__(self, slots):
+        self._slots = slots
+        self.order: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.holding: list[asyncio.Event] = []
+
+    def want(self, tier, caller="c", name=""):
+        self.tasks.append(asyncio.create_task(self._have(tier, caller, name or tier.value)))
+
+    async def _have(self, tier, caller, name):
+        async with self._slots.slot(tier, caller, on_aside=nothing):
+            self.order.append(name)
+            let_go = asyncio.Event()
+            self.holding.append(let_go)
+            await let_go.wait()
+
+    async def one_done(self):
+        """The one who has had its place longest gives it back."""
+        self.holding.pop(0).set()
+        await settled()
+
+    async def all_done(self):
+        while self.holding:
+            await self.one_done()
+        await asyncio.gather(*self.tasks)
+
+
+async def settled():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_places_go_to_the_tiers_by_their_weights():
+    places = Places(Slots(1))
+    places.want(Tier.NORMAL, name="first")
+    await settled()
+    for tier in (Tier.LOW, Tier.NORMAL, Tier.HIGH):
+        for _ in range(40):
+            places.want(tier)
+    await settled()
+    await places.all_done()
+    # High work overtakes, and what came before it still moves.
+    assert Counter(places.order[1:43]) == {"high": 32, "normal": 8, "low": 2}
+    assert len(places.order) == 121
+
+
+async def test_a_tier_that_had_nothing_to_do_has_not_saved_up():
+    places = Places(Slots(1))
+    for _ in range(100):
+        places.want(Tier.HIGH)
+    await settled()
+    for _ in range(50):
+        await places.one_done()
+    for _ in range(20):
+        places.want(Tier.LOW)
+    await settled()
+    before = len(places.order)
+    for _ in range(20):
+        await places.one_done()
+    assert Counter(places.order[before:])["low"] <= 2
+    await places.all_done()
+
+
+async def test_within_a_tier_it_is_first_come_first_served():
+    places = Places(Slots(2))
+    for number in range(10):
+        places.want(Tier.NORMAL, name=str(number))
+        await settled()
+    await places.all_done()
+    assert places.order == [str(number) for number in range(10)]
+
+
+async def test_a_caller_has_no_more_than_its_share_and_others_pass_it_by():
+    places = Places(Slots(4, caller_share=0.5))
+    for number in range(6):
+        places.want(Tier.NORMAL, "greedy", f"greedy {number}")
+    places.want(Tier.NORMAL, "modest", "modest")
+    await settled()
+    assert places.order == ["greedy 0", "greedy 1", "modest"]
+    await places.one_done()
+    assert places.order[3:] == ["greedy 2"]
+    await places.all_done()
+    assert len(places.order) == 7
+
+
+async def test_who_steps_aside_lets_others_work_and_takes_a_place_anew():
+    slots, parked = Slots(1), []
+    async with slots.slot(Tier.NORMAL, "c", on_aside=lambda: parked.append(1)) as slot:
+        assert Slot.current() is slot
+        slot.leave()
+        slot.leave()
+        other = Places(slots)
+        other.want(Tier.NORMAL)
+        await settled()
+        assert other.order == ["normal"]
+        entering = asyncio.create_task(slot.enter())
+        await settled()
+        assert not entering.done()
+        await other.all_done()
+        await entering
+        slot.leave()
+        assert parked == [1]
+    await slot.enter()  # the request is over: its agent may go on, and needs no place
+    assert Slot.current() is None
+    places = Places(slots)
+    places.want(Tier.LOW)
+    await settled()
+    assert places.order == ["low"]
+    await places.all_done()
+
+
+STEPS = st.tuples(
+    st.sampled_from(["want", "done", "cancel"]),
+    st.sampled_from(Tier),
+    st.sampled_from("ab"),
+    st.integers(0, 99),
+    st.booleans(),
+)
+
+
+@given(st.lists(STEPS, max_size=40), st.sampled_from([0.5, 1.0]))
+async def test_no_place_is_lost_or_doubled_whoever_is_cancelled(steps, share):
+    slots = Slots(2, caller_share=share)
+    places = Places(slots)
+    for step, tier, caller, which, settle in steps:
+        if step == "want":
+            places.want(tier, caller)
+        elif step == "cancel" and places.tasks:
+            places.tasks[which % len(places.tasks)].cancel()
+        elif step == "done" and places.holding:
+            places.holding.pop(0).set()
+        if settle:
+            await settled()
+    for task in places.tasks:
+        task.cancel()
+    await asyncio.gather(*places.tasks, return_exceptions=True)
+    after = Places(slots)
+    for caller in "abc":
+        after.want(Tier.NORMAL, caller)
+    await settled()
+    assert len(after.order) == 2
+    await after.all_done()
+
+
+# A rate
+
+
+def test_a_rate_lets_through_what_it_says_and_saves_up_a_second():
+    now = 0.0
+    rate = RateLimit(4, clock=lambda: now)
+    assert [rate.reserve(3), rate.reserve(3), rate.reserve(3)] == [3, 1, 0]
+    rate.settle(3, 1)  # of three, one message came
+    assert rate.reserve(9) == 2
+    rate.settle(1, 1)
+    rate.settle(2, 2)
+    assert rate.reserve(9) == 0
+    now = 0.5
+    assert rate.reserve(9) == 2
+    rate.settle(2, 2)
+    now = 100.0
+    assert rate.reserve(9) == 4
+    rate.settle(4, 0)
+    assert RateLimit(0.1, clock=lambda: now).reserve(9) == 1
+
+
+async def test_a_consumer_takes_no_more_than_its_rate(make_topic, connection, producer):
+    names = await make_topic("NORMAL")
+    now, granted = 0.0, []
+
+    class Noting(RateLimit):
+        def settle(self, reserved, used):
+            granted.append(used)
+            super().settle(reserved, used)
+
+    for number in range(6):
+        await producer.send(Message(topic=names.topic, body=str(number).encode()))
+    rate = Noting(2, clock=lambda: now)
+    async with GroupConsumer(connection, names.topic, names.group, concurrency=16, rate=rate) as consumer:
+        messages = consumer.messages()
+        for second in (1, 2, 3):
+            for leased in await take(messages, 2):
+                await consumer.ack(leased)
+            assert sum(granted) == 2 * second
+            now += 1.0
+
+
+# Tiers
+
+
+@pytest.mark.parametrize(
+    ("headers", "tier"),
+    [({}, "normal"), ({PRIORITY_HEADER: "high"}, "high"), ({PRIORITY_HEADER.upper(): " LOW "}, "low")]
+    + [({PRIORITY_HEADER: text}, "normal") for text in ("", "urgent", "7", "high,low")],
+)
+def test_the_tier_of_a_request_is_what_its_header_says(headers, tier):
+    assert tier_of(headers) == tier
+
+
+@pytest.mark.parametrize(
+    "params", [{"normal": "T"}, {"high": 7}, {"high": ""}, {"high": "a b"}, {"high": "T"}, {"high": "H", "low": "H"}]
+)
+def test_a_card_whose_tiers_are_none_is_refused(config, params):
+    extension = {"uri": PRIORITY_EXTENSION, "params": params}
+    card = parse_card(card_for(config, "T", capabilities={"extensions": [extension]}))
+    with pytest.raises(CardError, match=r"priority topic|twice"):
+        priority_topics(card)
+
+
+async def test_urgent_work_overtakes_a_backlog_and_low_work_moves(config, topic):
+    """A backlog that waited while no worker ran; urgent requests come last."""
+    card = with_tiers(config, topic)
+    await apply(plan([card], config), config)
+    worker = Worker()
+    async with Keeper(config, card_cache=None) as rocketmq:
+        normal = await rocketmq.client(card)
+        low = await rocketmq.client(card, priority="low")
+        calls = [asyncio.create_task(reply(low, f"low {number}")) for number in range(10)]
+        calls += [asyncio.create_task(reply(normal, f"normal {number}")) for number in range(150)]
+        pending = rocketmq._carriers[next(iter(rocketmq._carriers))][1].replies._by_call
+        await until(lambda: len(pending) == 160)
+        calls += [
+            asyncio.create_task(_reply_with(normal, f"high {number}", call_context(priority="high")))
+            for number in range(30)
+        ]
+        await until(lambda: len(pending) == 190)
+        async with server_for(worker, with_limits(config, concurrency=4), topic, card=card) as server:
+            async with asyncio.timeout(2 * LIMIT):
+                await asyncio.gather(*calls)
+            assert server.bridges[0].counters.answered == 190
+    assert worker.most["all"] <= 4
+    assert len(set(worker.done)) == len(worker.done) == 190
+    last_urgent = max(place for place, text in enumerate(worker.done) if text.startswith("high"))
+    before = Counter(text.split()[0] for text in worker.done[:last_urgent])
+    assert before["normal"] < 0.8 * 150
+    # Low requests got on while normal ones waited.
+    last_normal = max(place for place, text in enumerate(worker.done) if text.startswith("normal"))
+    assert any(text.startswith("low") for text in worker.done[:last_normal])
+
+
+async def test_an_agent_without_tiers_treats_all_alike_and_says_so(config, topic, caplog):
+    async with server_for(Worker(), config, topic), Keeper(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic), priority="high")
+        assert "no priority tiers" in caplog.text
+        assert await reply(client, "hello") == "hello"
+        with pytest.raises(IllegalRequest, match="urgent"):
+            await rocketmq.client(card_for(config, topic), priority="urgent")
+        with pytest.raises(Exception, match="'urgent' is no priority"):
+            await _reply_with(client, "x", call_context(priority="urgent"))
+
+
+# Nobody in the way of others
+
+
+async def test_messages_that_wait_for_their_turn_in_a_conversation_hold_up_no_other(config, topic):
+    gate = Gate()
+
+    def make(session_id):
+        async def script(messages):
+            if session_id == "slow":
+                gate.arrived.set()
+                await gate.open.wait()
+            yield user_texts(messages)[-1]
+
+        return scripted(script)
+
+    async with (
+        server_for(make, with_limits(config, concurrency=2), topic),
+        Keeper(config, card_cache=None) as rocketmq,
+    ):
+        slow = await rocketmq.client(card_for(config, topic), session="slow")
+        waiting = [asyncio.create_task(reply(slow, "0"))]
+        await gate.arrived.wait()
+        waiting += [asyncio.create_task(reply(slow, str(number))) for number in (1, 2)]
+        for name in range(4):
+            other = await rocketmq.client(card_for(config, topic), session=f"other-{name}")
+            assert await reply(other, "hello") == "hello"
+        assert not any(call.done() for call in waiting)
+        gate.open.set()
+        async with asyncio.timeout(LIMIT):
+            assert sorted(await asyncio.gather(*waiting)) == ["0", "1", "2"]
+
+
+async def test_a_caller_that_sends_much_leaves_room_for_others(config, topic):
+    worker = Worker()
+    worker.gate.clear()
+    limited = with_limits(config, concurrency=4, caller_share=0.5)
+    async with server_for(worker, limited, topic), Keeper(config, card_cache=None) as rocketmq:
+        greedy = await rocketmq.client(card_for(config, topic), headers={"authorization": "Bearer greedy"})
+        # More than there are places: those that have to wait for the first two hold none.
+        calls = [asyncio.create_task(reply(greedy, f"greedy {number}")) for number in range(5)]
+        await until(lambda: worker.at_once["greedy"] == 2)
+        modest = await rocketmq.client(card_for(config, topic), headers={"authorization": "Bearer modest"})
+        calls.append(asyncio.create_task(reply(modest, "modest")))
+        await until(lambda: worker.at_once["modest"] == 1)
+        worker.gate.set()
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*calls)
+    assert worker.most["greedy"] == 2
+
+
+async def _reply_with(client, text, context):
+    texts = []
+    async for event in client.send_message(request(text), context=context):
+        if event.HasField("artifact_update"):
+            texts += [part.text for part in event.artifact_update.artifact.parts]
+    return "".join(texts)
