@@ -1,4 +1,4 @@
-"""The embedded broker by itself: first use, provisioning, renewal, expiration, slow and vanished clients, restarts."""
+"""The embedded broker by itself: start and stop, first use, provisioning, renewal, expiration, restarts."""
 
 from __future__ import annotations
 
@@ -22,19 +22,8 @@ from agentscope_rocketmq.rocketmq.lite import LiteConsumer, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from tests.contract.wire import Code, Peer, attempts, bodies, message, offsets, resource
+from tests.contract.wire import Code, attempts, bodies, message, offsets, peer_of, resource
 from tests.waiting import LIMIT, take, until
-
-
-@contextlib.asynccontextmanager
-async def peer_of(broker, client_type="PRODUCER", group=None, topic=None):
-    peer = Peer(broker.endpoint)
-    await peer.announce(client_type, group, topic)
-    try:
-        yield peer
-    finally:
-        await peer.aclose()
-
 
 # ---- start, stop ----
 
@@ -362,47 +351,6 @@ async def test_the_broker_renews_a_lite_batch_too():
         assert bodies(await other.take("G", "L")) == ["1"]
 
 
-async def test_messages_for_a_caller_who_is_gone_go_to_the_next_at_once():
-    async with (
-        DevBroker() as broker,
-        peer_of(broker) as producer,
-        peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as reader,
-    ):
-        polls = [asyncio.create_task(reader.poll("G", "T", wait=20)) for _ in range(3)]
-        await asyncio.sleep(0.2)
-        for poll in polls:
-            poll.cancel()
-        await asyncio.gather(*polls, return_exceptions=True)
-        await producer.send(message("T"))
-        async with asyncio.timeout(5):
-            assert len(await reader.take("G", "T")) == 1
-
-
-async def test_a_client_that_does_not_read_slows_nobody_and_loses_nothing():
-    async with DevBroker() as broker, peer_of(broker) as producer:
-        for _ in range(32):
-            await producer.send(message("Big", bytes(1024 * 1024)))
-        async with peer_of(broker, "SIMPLE_CONSUMER", "G", "Big") as stuck:
-            request = service.ReceiveMessageRequest(group=resource("G"), batch_size=32)
-            request.message_queue.topic.name, request.message_queue.id = "Big", -1
-            request.invisible_duration.FromSeconds(3600)
-            call = stuck.stub.ReceiveMessage(request, metadata=stuck.metadata)
-            assert (await call.read()).status.code == Code.OK  # and reads no further
-            loop = asyncio.get_running_loop()
-            async with peer_of(broker, "SIMPLE_CONSUMER", "Quick", "Small") as quick:
-                taken = []
-                for _ in range(50):
-                    begun = loop.time()
-                    await producer.send(message("Small"))
-                    await quick.ack("Quick", "Small", await quick.take("Quick", "Small"))
-                    taken.append(loop.time() - begun)
-                assert sorted(taken)[25] < 0.5
-            call.cancel()
-            async with peer_of(broker, "SIMPLE_CONSUMER", "G", "Big") as heir:
-                # What had reached the stuck client's side stays leased to it; the rest comes at once.
-                assert len(await heir.take("G", "Big", 20)) >= 20
-
-
 # ---- what gets old, what goes wrong ----
 
 
@@ -475,6 +423,18 @@ async def test_a_full_disk_ends_the_taking_of_messages_with_words(tmp_path, capl
     assert "stops taking messages" in caplog.text
 
 
+async def test_no_more_lite_topics_and_topics_are_made_than_it_may_hold():
+    async with DevBroker(settings=Settings(max_lite_topics=2, max_topics=2)) as broker, peer_of(broker) as peer:
+        for name in ("a", "b", "a"):
+            assert (await peer.send(message("L", lite_topic=name))).status.code == Code.OK
+        refused = await peer.send(message("L", lite_topic="c"))
+        assert refused.status.code == Code.LITE_TOPIC_QUOTA_EXCEEDED
+        assert (await peer.send(message("T"))).status.code == Code.OK
+        answer = await peer.send(message("OneTooMany"))
+        assert answer.status.code == Code.TOPIC_NOT_FOUND
+        assert "makes no more" in answer.status.message
+
+
 async def test_a_sender_that_is_too_fast_is_told_so():
     async with (
         DevBroker(settings=Settings(max_unwritten_bytes=1, max_body_bytes=100)) as broker,
@@ -486,18 +446,3 @@ async def test_a_sender_that_is_too_fast_is_told_so():
         async with asyncio.timeout(LIMIT):
             while (await peer.send(message("T"))).status.code != Code.OK:
                 continue
-
-
-async def test_polls_and_timers_leave_nothing_behind():
-    async with DevBroker(settings=Settings(min_long_poll=0.1)) as broker, peer_of(broker) as producer:
-        engine = broker._engine
-        assert engine is not None
-        for number in range(20):
-            async with peer_of(broker, "LITE_PUSH_CONSUMER", "LG", "L") as lite:
-                await lite.sync("LG", "L", "PARTIAL_ADD", [f"s{number}"])
-                await producer.send_lite("L", f"s{number}", 1)
-                await lite.ack("LG", "L", await lite.take("LG", "L"))
-                await lite.poll("LG", "L", wait=0.1)
-        await until(lambda: len(engine.subscriptions) == 0)
-        assert engine.subscriptions._clients == {}
-        assert engine._alarms == {}

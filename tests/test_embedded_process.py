@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,12 @@ async def test_it_comes_back_on_the_same_ports_with_what_it_had(tmp_path, end):
         assert await received(broker, 2) == [b"1", b"2"]
         async with Admin(broker.namesrv) as admin:
             assert list(await admin.brokers()) == ["embedded"]
+
+
+def test_it_rests_in_little_memory():
+    with EmbeddedRocketMQ() as broker:
+        status = Path(f"/proc/{broker.pid}/status").read_text(encoding="ascii")
+    assert int(status.split("VmRSS:")[1].split()[0]) < 120 * 1024
 
 
 async def test_without_a_data_folder_a_restart_forgets():

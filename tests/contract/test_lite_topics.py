@@ -13,6 +13,7 @@ from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings
 from agentscope_rocketmq.rocketmq.protocol import definition
 from tests.conftest import Names
 from tests.contract.wire import LIMIT, Code, attempts, bodies, offsets
+from tests.waiting import until
 
 MIN, MAX, LAST = (definition.OffsetOption.Policy.Value(name) for name in ("MIN", "MAX", "LAST"))
 
@@ -185,8 +186,8 @@ async def test_a_subscription_seeks(producer, lite_consumer, lite, observer, opt
 async def test_a_seek_by_time(target, producer, reader, lite):
     name = fresh()
     await producer.send_lite(lite.topic, name, "old")
-    await asyncio.sleep(0.05)
-    between = int(time.time() * 1000)
+    between = int(time.time() * 1000) + 2
+    await until(lambda: time.time() * 1000 > between)
     await producer.send_lite(lite.topic, name, "new")
     await subscribe(reader, lite, name, timestamp=between)
     got = await drain(reader, lite, 1 if target.differs("seek-by-time") else 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any
 
 from agentscope_rocketmq.rocketmq.protocol import definition, service
 from tests.contract.wire import Code, attempts, bodies, message, resource
@@ -66,12 +67,15 @@ async def test_a_waiting_poll_is_woken(producer, consumer, make):
     names = await make()
     one = await consumer(names)
     polls = [asyncio.create_task(one.poll(names.group, names.topic, wait=20)) for _ in range(4)]
-    loop = asyncio.get_running_loop()
-    while not any(poll.done() for poll in polls):
-        begun = loop.time()
-        await producer.send(message(names.topic))
-        await asyncio.wait(polls, timeout=5, return_when=asyncio.FIRST_COMPLETED)
-    assert loop.time() - begun < 2
+    done: set[asyncio.Task[Any]] = set()
+    while not done:
+        # A real broker may miss a wake-up while a poll is being registered.
+        await producer.send(message(names.topic, "wake up"))
+        done, _ = await asyncio.wait(polls, timeout=3, return_when=asyncio.FIRST_COMPLETED)
+    # One that is not woken ends after its 20 s, with nothing.
+    for poll in done:
+        _, messages = await poll
+        assert set(bodies(messages)) == {"wake up"}
     for poll in polls:
         poll.cancel()
     await asyncio.gather(*polls, return_exceptions=True)
@@ -84,7 +88,7 @@ async def test_a_poll_lasts_5_seconds_at_least(consumer, make):
     begun = loop.time()
     status, messages = await one.poll(names.group, names.topic, wait=0.1)
     assert (status.code, messages) == (Code.MESSAGE_NOT_FOUND, [])
-    assert 4.5 < loop.time() - begun < 8
+    assert loop.time() - begun > 4.5
 
 
 async def test_an_acked_message_is_done_and_others_come_again_with_a_higher_attempt(producer, consumer, make):
@@ -138,7 +142,7 @@ async def test_an_unacked_message_comes_again_when_its_time_is_over_and_its_hand
     loop = asyncio.get_running_loop()
     begun = loop.time()
     (again,) = await one.take(names.group, names.topic)
-    assert 8 < loop.time() - begun < 25
+    assert loop.time() - begun > 8
     assert attempts([again]) == [2]
     answer = await one.ack(names.group, names.topic, [got])
     assert [entry.status.code for entry in answer.entries] == [Code.INVALID_RECEIPT_HANDLE]

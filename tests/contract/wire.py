@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from agentscope_rocketmq.rocketmq.protocol import MessagingServiceStub, definition, service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 Code = definition.Code
 Type = definition.MessageType
@@ -208,3 +212,16 @@ class Peer:
     async def aclose(self) -> None:
         await self.cut()
         await self._channel.close()
+
+
+@contextlib.asynccontextmanager
+async def peer_of(
+    broker: Any, client_type: str = "PRODUCER", group: str | None = None, topic: str | None = None
+) -> AsyncIterator[Peer]:
+    """A client of a broker that has announced itself."""
+    peer = Peer(broker.endpoint)
+    await peer.announce(client_type, group, topic)
+    try:
+        yield peer
+    finally:
+        await peer.aclose()

@@ -199,6 +199,14 @@ class Engine:
         """The polls of a group on a topic's numbered queues."""
         return self._waiters.setdefault(topic, {}).setdefault(group.id, Waiters())
 
+    def release_waiters(self, topic: str, group: Group) -> None:
+        """Forget those where no poll is left; to be called when a poll has ended."""
+        groups = self._waiters.get(topic, {})
+        if group.id in groups and not len(groups[group.id]):
+            del groups[group.id]
+            if not groups:
+                del self._waiters[topic]
+
     def offer(self, queue: Queue, group: Group | None = None) -> None:
         """A queue may have something to deliver: wake who waits for it, of one group or (None) of all."""
         if queue.lite_topic is not None:

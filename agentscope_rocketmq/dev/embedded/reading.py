@@ -81,7 +81,10 @@ class Reader:
     async def receive(self, group: Group, topic: Topic, terms: Terms) -> list[Received]:
         """Messages of any of a topic's numbered queues: a proxy ignores the number that a consumer asks for."""
         waiters = self._engine.waiters(topic.name, group)
-        return await self._wait(group, waiters, lambda: self._take(group, topic, terms), terms)
+        try:
+            return await self._wait(group, waiters, lambda: self._take(group, topic, terms), terms)
+        finally:
+            self._engine.release_waiters(topic.name, group)
 
     async def receive_lite(self, client: LiteClient, topic: Topic, terms: Terms) -> list[Received]:
         """Messages of a client's LiteTopics."""
