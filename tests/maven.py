@@ -7,7 +7,8 @@ import hashlib
 import shutil
 from typing import TYPE_CHECKING
 
-from agentscope_rocketmq.dev.maven import file_lock, run_maven
+from agentscope_rocketmq.dev.folders import file_lock
+from agentscope_rocketmq.dev.maven import run_maven
 
 if TYPE_CHECKING:
     from pathlib import Path

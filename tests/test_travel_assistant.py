@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import select
 import subprocess
 import sys
 import uuid
@@ -141,6 +142,26 @@ def test_the_demo_brings_its_own_broker_unless_it_is_given_one():
     assert "°C" in output
 
 
+def test_the_demo_killed_at_its_prompt_leaves_nothing_behind(tmp_path):
+    run = uuid.uuid4().hex
+    environ = {**os.environ, "MODEL": "offline", "TRAVEL_ASSISTANT_RUN": run, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "examples.travel_assistant"]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as demo:
+        assert demo.stdout is not None
+        said = b""
+        while b"You > " not in said:
+            more = os.read(demo.stdout.fileno(), 4096)
+            assert more, said
+            said += more
+        others = [os.pidfd_open(pid) for pid in _pids_of(run) if pid != demo.pid]
+        assert len(others) == 4  # broker, two workers, supervisor
+        demo.kill()
+        for descriptor in others:
+            ended, _, _ = select.select([descriptor], [], [], LIMIT)
+            os.close(descriptor)
+            assert ended
+
+
 def _demo(engine, *arguments, said="", environ=None):
     run = uuid.uuid4().hex  # inherited by all processes of this run, and by no other's
     environ = {**os.environ, "MODEL": "offline", "TRAVEL_ASSISTANT_RUN": run, **(environ or {})}
@@ -158,17 +179,17 @@ def _demo(engine, *arguments, said="", environ=None):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert _processes_of(run) == []
+    assert _pids_of(run) == []
     return done.stdout + done.stderr
 
 
-def _processes_of(run):
+def _pids_of(run):
     """The processes on this machine that carry the run's mark in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if run.encode() in path.read_bytes():
-                found.append((path.parent / "cmdline").read_bytes())
+                found.append(int(path.parent.name))
         except OSError:
             continue
     return found

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from agentscope_rocketmq.config import RocketMQConfig
-from agentscope_rocketmq.dev.maven import file_lock, rocketmq_jars
+from agentscope_rocketmq.dev.folders import file_lock, temporary_folder
+from agentscope_rocketmq.dev.maven import rocketmq_jars
 from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.dev.process import Process, Starter
 from agentscope_rocketmq.dev.readiness import broker_answers, lite_topic_answers, wait_until
@@ -98,7 +98,7 @@ class ApacheRocketMQ:
         port: Port of the proxy's gRPC endpoint; 0 lets the kernel choose.
         namesrv_port: Port of the name server; 0 lets the kernel choose.
         data: Folder for store, settings and logs, made if need be; what is in it is there again at the next start.
-            None takes a temporary folder that is removed at the stop.
+            None takes a temporary folder that is removed at the stop; after a kill -9, at the next start of another.
         cache: Folder for the jars, about 100 MB; None takes the user's cache folder (`XDG_CACHE_HOME` is honoured).
         broker_options: More lines of broker.conf; they win over the launcher's.
         proxy_options: More entries of rmq-proxy.json; they win over the launcher's.
@@ -301,7 +301,7 @@ class ApacheRocketMQ:
 
     def _prepare(self, java: str, jars: Path, resources: ExitStack) -> None:
         if self._data is None:
-            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="rocketmq-")))
+            folder = resources.enter_context(temporary_folder("rocketmq-"))
         else:
             folder = self._data.absolute()
             folder.mkdir(parents=True, exist_ok=True)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.dev.folders import file_lock
 from agentscope_rocketmq.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["ROCKETMQ_VERSION", "default_cache", "file_lock", "rocketmq_jars", "run_maven"]
+__all__ = ["ROCKETMQ_VERSION", "default_cache", "rocketmq_jars", "run_maven"]
 
 ROCKETMQ_VERSION = "5.5.0"
 """The first release with LiteTopics."""
@@ -84,30 +82,6 @@ def rocketmq_jars(cache: Path | None, on_progress: Callable[[str], None]) -> Pat
                 _fetch(Path(work))
                 (Path(work) / "lib").rename(jars)
     return jars
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold a lock file; the operating system lets go of it when the process ends, however it ends.
-
-    Args:
-        path: The file, made if need be; it stays.
-        timeout: Seconds to wait for another process that holds it; 0 does not wait.
-
-    Raises:
-        ConfigurationError: Another process still holds it.
-    """
-    deadline = time.monotonic() + timeout
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise ConfigurationError(f"{path.parent} is in use by another process.") from None
-                time.sleep(0.1)
-        yield
 
 
 def run_maven(folder: Path, *arguments: str, wanted: str) -> None:

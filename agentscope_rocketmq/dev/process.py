@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Process", "Starter"]
+__all__ = ["Process", "Starter", "tied"]
 
 KILL_TIMEOUT = 10.0
 """Seconds until the kernel must have buried a killed process."""
@@ -27,6 +27,19 @@ if ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != p
     os._exit(1)
 os.execv(program[0], program)
 """
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """That command, as one that the kernel kills when the thread that starts it ends, be its program killed.
+
+    On Linux; elsewhere it is returned as it is.
+
+    Args:
+        command: Absolute path of the program, and its arguments.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
 
 
 class Starter:
@@ -46,9 +59,7 @@ class Starter:
             command: Absolute path of the program, and its arguments.
             folder: Its working directory.
         """
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *command]
-        return self._thread.submit(_spawn, command, folder).result()
+        return self._thread.submit(_spawn, tied(command), folder).result()
 
     def close(self) -> None:
         """End the thread, and with it (on Linux) every process that still runs. Repeated calls are safe."""

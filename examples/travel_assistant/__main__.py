@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,8 +18,9 @@ import httpx
 
 from agentscope_rocketmq.config import RocketMQConfig
 from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
+from agentscope_rocketmq.dev.folders import temporary_folder
 from agentscope_rocketmq.dev.ports import Ports
-from agentscope_rocketmq.dev.process import Process, Starter
+from agentscope_rocketmq.dev.process import Process, Starter, tied
 from agentscope_rocketmq.errors import AgentScopeRocketMQError, ConfigurationError
 from agentscope_rocketmq.provision import apply, plan
 from examples.travel_assistant.cards import TRAVEL_CARD, WEATHER_CARD
@@ -99,7 +99,7 @@ def _workers() -> Iterator[None]:
     """Run the two workers until the end, and wait until they answer."""
     root = Path(__file__).parents[2]
     with ExitStack() as running:
-        logs = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="travel-assistant-")))
+        logs = running.enter_context(temporary_folder("travel-assistant-"))
         starter = Starter()
         running.callback(starter.close)
         ports = Ports()
@@ -145,7 +145,7 @@ def _stop(workers: Sequence[Process]) -> None:
 def _run_supervisor(arguments: Sequence[str]) -> int:
     """Run the supervisor on this terminal until its user leaves; stop it when something else ends this program."""
     command = [sys.executable, "-m", "examples.travel_assistant.supervisor", *arguments]
-    supervisor = subprocess.Popen(command)
+    supervisor = subprocess.Popen(tied(command))
     try:
         return supervisor.wait()
     except KeyboardInterrupt:

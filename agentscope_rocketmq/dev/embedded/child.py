@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from agentscope_rocketmq.dev.folders import temporary_folder
 from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.dev.process import Process, Starter
 from agentscope_rocketmq.errors import BrokerUnreachable, ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["EmbeddedRocketMQ"]
 
@@ -113,7 +113,7 @@ class EmbeddedRocketMQ:
 
     def _prepare(self) -> None:
         with ExitStack() as resources:
-            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="rocketmq-embedded-")))
+            folder = resources.enter_context(temporary_folder("rocketmq-embedded-"))
             ports = Ports()
             resources.callback(ports.close)
             port = ports.take(self._port) if self._port else ports.choose()
