@@ -5,13 +5,17 @@ The rooms, in the order data flows::
     errors       every error this package raises on purpose
     config       RocketMQConfig, Timeouts, Limits
     card         agent card <-> RocketMQ address; fetch gets cards over HTTP and keeps them
-    client       RocketMQ: agent(), client(), register(); chooses the transport from the card; remote is agent()'s part
+    client       RocketMQ: agent(), client(), session(), register(); chooses the transport from the card; remote is
+                 agent()'s part
     transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients
     routes       which server instance runs a task
     owners       who a caller is: bearer tokens, and what a gateway asserts about an owner
-    session      reply channels: the LiteTopic of a session
+    session      a conversation by its name: events(), from any place on; survey finds the place
+    channels     the LiteTopics of sessions, one reader each (channel), and what is acked of them; reading is where
+                 that begins; pending has the calls that wait, listening those who listen
     envelope     what goes into a message; jsonrpc and sse read what it carries
     exchange     the caller's half: messages -> one response, each event once and in order; rerun joins two runs. No I/O
+    replay       messages of a session -> its events, the same each time; cursor is their place. No I/O
     reply        the server's half: one response -> messages. No I/O
     rocketmq     an asyncio client of the RocketMQ 5 protocol
     bridge       RocketMQ -> ASGI: take, lease, run, ack; publisher sends, asgi is what an app is called with
@@ -37,10 +41,13 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.card import Address, Choice
     from agentscope_rocketmq.client import RocketMQ, call_context
     from agentscope_rocketmq.config import Limits, RocketMQConfig, Timeouts
+    from agentscope_rocketmq.cursor import Cursor
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events
     from agentscope_rocketmq.executor import AgentScopeExecutor
+    from agentscope_rocketmq.replay import SessionEvent
     from agentscope_rocketmq.server import A2AServer
+    from agentscope_rocketmq.session import Session
 
 __all__ = [
     "AGENT_EVENTS_EXTENSION",
@@ -49,9 +56,12 @@ __all__ = [
     "AgentScopeExecutor",
     "AgentScopeRocketMQError",
     "Choice",
+    "Cursor",
     "Limits",
     "RocketMQ",
     "RocketMQConfig",
+    "Session",
+    "SessionEvent",
     "Timeouts",
     "__version__",
     "agent_events",
@@ -65,9 +75,12 @@ _HOMES = {
     "AgentScopeExecutor": "executor",
     "AgentScopeRocketMQError": "errors",
     "Choice": "card",
+    "Cursor": "cursor",
     "Limits": "config",
     "RocketMQ": "client",
     "RocketMQConfig": "config",
+    "Session": "session",
+    "SessionEvent": "replay",
     "Timeouts": "config",
     "agent_events": "events",
     "call_context": "client",

@@ -28,6 +28,7 @@ from agentscope_rocketmq.card import (
     read_card,
     rocketmq_addresses,
 )
+from agentscope_rocketmq.channels import ReplyChannels
 from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
 from agentscope_rocketmq.fetch import CardFetcher, default_cache
@@ -37,7 +38,7 @@ from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
-from agentscope_rocketmq.session import ReplyChannels, lite_topic_name
+from agentscope_rocketmq.session import ANONYMOUS, Session, lite_topic_name
 from agentscope_rocketmq.transport import TOTAL_TIMEOUT_HEADER, Carrier, RocketMQTransport
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ EXTENSIONS_HEADER = "A2A-Extensions"
 _KEEP_CARDS = object()
 # Far beyond what anything in it may take.
 _CLOSE_SECONDS = 30.0
+OBSERVER_SUFFIX = "_OBSERVER"
+"""What the name of the observers' group has behind that of the reply group."""
 
 
 def call_context(
@@ -122,6 +125,7 @@ class RocketMQ:
         agent: AgentSource,
         *,
         session: str | None = None,
+        owner: str | None = None,
         allow_jsonrpc: bool = False,
         timeouts: Timeouts | None = None,
         interceptors: Sequence[ClientCallInterceptor] = (),
@@ -135,6 +139,8 @@ class RocketMQ:
             agent: As for `card`.
             session: Name of the conversation: its answers come on a LiteTopic of their own, and it is the A2A context
                 of messages that name none. None takes a fresh random one, and leaves contexts to the server.
+            owner: On whose behalf: a named session belongs to the first owner that uses it. None where nobody is
+                authenticated: nothing is checked then.
             allow_jsonrpc: Take JSON-RPC over HTTP when the card lists no RocketMQ interface; else that is an error.
             timeouts: Defaults of its calls; None takes those of the configuration. `call_context` sets them per call.
             interceptors: The SDK's, for authentication and the like.
@@ -147,7 +153,7 @@ class RocketMQ:
             The client. `choice(client)` says which interface it took.
 
         Raises:
-            ConfigurationError: The session's name is empty or no text.
+            ConfigurationError: The session's name is empty or no text, or so is the owner's.
             IllegalRequest: The priority is none of the three.
             CardError: The card can't be had, or lists no interface that can be used.
             BrokerError: RocketMQ can't be reached, or reply topic, group or credentials are refused.
@@ -155,7 +161,7 @@ class RocketMQ:
             ClosedError: This object is closed.
         """
         self._check()
-        lite_topic = self._lite_topic(session)
+        self._lite_topic(session, owner)  # refuses names that are none before anything is connected
         card = await self.card(agent)
         choice = choose(card, allow_jsonrpc=allow_jsonrpc)
         if priority is not None:
@@ -163,7 +169,7 @@ class RocketMQ:
             if headers[PRIORITY_HEADER] not in (Tier.NORMAL, *priority_topics(card)):
                 logger.warning("Agent %r has no priority tiers: its requests are all alike", card.name)
         transport = await self._transport(
-            card, choice, lite_topic, timeouts or self.config.timeouts, extensions, headers
+            card, choice, (session, owner), timeouts or self.config.timeouts, extensions, headers
         )
         from a2a.client.base_client import BaseClient  # noqa: PLC0415  (what ClientFactory.create makes)
 
@@ -179,6 +185,7 @@ class RocketMQ:
         agent: AgentSource,
         *,
         session: str | None = None,
+        owner: str | None = None,
         allow_jsonrpc: bool = False,
         timeouts: Timeouts | None = None,
         interceptors: Sequence[ClientCallInterceptor] = (),
@@ -193,6 +200,7 @@ class RocketMQ:
         client = await self.client(
             agent,
             session=session,
+            owner=owner,
             allow_jsonrpc=allow_jsonrpc,
             timeouts=timeouts,
             interceptors=[NotesRestarts(), *interceptors],
@@ -203,6 +211,25 @@ class RocketMQ:
         remote = RemoteAgent(await self.card(agent), client=client, state=state)
         self._clients[remote] = self._clients[client]
         return remote
+
+    def session(self, name: str, *, owner: str | None = None) -> Session:
+        """A session by its name: its events, from any place on, in this process or another one.
+
+        It is that of the configuration's cluster. Nothing is sent or read before it is used.
+
+        Args:
+            name: The name that its clients and agents were given.
+            owner: On whose behalf: a session belongs to the first owner that uses it. None where nobody is
+                authenticated: nothing is checked then.
+
+        Raises:
+            ConfigurationError: The name is empty or no text, or so is the owner's.
+            WrongEventLoop: This object lives in another event loop.
+            ClosedError: This object is closed.
+        """
+        self._check()
+        self._lite_topic(name, owner)
+        return self._session(name, owner, self._carrier(None))
 
     def choice(self, client: Client | A2AAgent) -> Choice:
         """Which interface of its card a client or agent of this object took: label, URL and A2A version."""
@@ -234,7 +261,7 @@ class RocketMQ:
             ConfigurationError: The factory's config does not list `RocketMQ`: it would silently take another interface.
                 Or the session's name is empty or no text.
         """
-        self._lite_topic(session)
+        self._lite_topic(session, None)
         config: ClientConfig = factory._config  # noqa: SLF001  (the factory has no public view of it)
         if ROCKETMQ not in config.supported_protocol_bindings:
             raise ConfigurationError(
@@ -247,7 +274,7 @@ class RocketMQ:
             best = ClientFactory._find_best_interface(entries)  # noqa: SLF001  (so that both see the same)
             version = best.protocol_version if best else PROTOCOL_VERSION_1_0
             choice = Choice(binding=ROCKETMQ, url=url, version=version)
-            return self._over_rocketmq(card, choice, self._lite_topic(session), self.config.timeouts, (), None)
+            return self._over_rocketmq(card, choice, (session, None), self.config.timeouts, (), None)
 
         factory.register(ROCKETMQ, produce)
 
@@ -289,7 +316,7 @@ class RocketMQ:
         self,
         card: AgentCard,
         choice: Choice,
-        lite_topic: str,
+        session: tuple[str | None, str | None],
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
@@ -297,7 +324,7 @@ class RocketMQ:
         if choice.binding == ROCKETMQ:
             # Connect now rather than in the first call: whoever asks for a client wants to know.
             await self._carrier(Address.parse(choice.url)).start()
-            return self._over_rocketmq(card, choice, lite_topic, timeouts, extensions, headers)
+            return self._over_rocketmq(card, choice, session, timeouts, extensions, headers)
         http = httpx.AsyncClient(**_options(choice, timeouts, extensions, headers))
         self._https.add(http)
         return _json_rpc(card, choice, http)
@@ -306,16 +333,17 @@ class RocketMQ:
         self,
         card: AgentCard,
         choice: Choice,
-        lite_topic: str,
+        session: tuple[str | None, str | None],
         timeouts: Timeouts,
         extensions: Sequence[str],
         headers: Mapping[str, str] | None,
     ) -> JsonRpcTransport | CompatJsonRpcTransport:
         address = Address.parse(choice.url)
+        carrier = self._carrier(address)
         transport = RocketMQTransport(
             address,
-            session=lite_topic,
-            carrier=self._carrier(address),
+            session=self._session(*session, carrier),
+            carrier=carrier,
             timeouts=timeouts,
             limits=self.config.limits,
             tiers=priority_topics(card) if address == rocketmq_addresses(card)[0] else None,
@@ -325,10 +353,14 @@ class RocketMQ:
         url = replace(address, endpoint=address.endpoint.partition(";")[0]).url
         return _json_rpc(card, replace(choice, url=url), httpx.AsyncClient(transport=transport, **options))
 
-    def _lite_topic(self, session: str | None) -> str:
+    def _session(self, name: str | None, owner: str | None, carrier: Carrier) -> Session:
+        return Session(self._lite_topic(name, owner), carrier=carrier, name=name, owner=owner)
+
+    def _lite_topic(self, session: str | None, owner: str | None) -> str:
         secret = self.config.a2a_secret
         return lite_topic_name(
             uuid.uuid4().hex if session is None else session,
+            owner=ANONYMOUS if owner is None else owner,
             secret=None if secret is None else secret.get_secret_value(),
         )
 
@@ -337,22 +369,31 @@ class RocketMQ:
         if self._closing.begun:
             raise ClosedError("This RocketMQ object is closed: make a new one.")
 
-    def _carrier(self, address: Address) -> Carrier:
+    def _carrier(self, address: Address | None) -> Carrier:
+        """What is shared by all that goes to the cluster of that address; None takes the configuration's."""
         if self._closing.begun:
             raise ClosedError("This RocketMQ object is closed: make a new one.")
+        endpoint = self.config.endpoint if address is None else address.endpoint
+        namespace = self.config.namespace if address is None else address.namespace
+        secure = self.config.tls or (address is not None and address.secure)
         # One for each cluster, however cards spell it: a second one would take the sessions of the first over.
-        key = (endpoint_key(address.endpoint), address.namespace, address.secure or self.config.tls)
+        key = (endpoint_key(endpoint), namespace, secure)
         if key not in self._carriers:
-            config = self.config.model_copy(update={"tls": key[2]})
-            connection = Connection.from_config(config, endpoint=address.endpoint, namespace=address.namespace)
+            config = self.config.model_copy(update={"tls": secure})
+            connection = Connection.from_config(config, endpoint=endpoint, namespace=namespace)
             connect = config.timeouts.connect
 
-            def make() -> tuple[Producer, ReplyChannels]:
-                consumer = LiteConsumer(connection, config.reply_topic, config.reply_group, connect_timeout=connect)
-                replies = ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
-                return Producer(connection, connect_timeout=connect), replies
+            def read(group: str) -> ReplyChannels:
+                consumer = LiteConsumer(connection, config.reply_topic, group, connect_timeout=connect)
+                return ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
 
-            self._carriers[key] = connection, Carrier(make, InstanceRoutes(config.state_topic))
+            def make() -> tuple[Producer, ReplyChannels]:
+                return Producer(connection, connect_timeout=connect), read(config.reply_group)
+
+            def make_observers() -> ReplyChannels:
+                return read(f"{config.reply_group}{OBSERVER_SUFFIX}")
+
+            self._carriers[key] = connection, Carrier(make, make_observers, InstanceRoutes(config.state_topic))
         return self._carriers[key][1]
 
 

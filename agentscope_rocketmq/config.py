@@ -94,7 +94,8 @@ class Timeouts(BaseModel):
         lease: How long a request stays invisible to other workers without being renewed (10 s to 12 h, which is what
             a proxy takes). It is renewed every third of that while its agent works, so a dead worker's request goes to
             another one after at most this long.
-        stall: How long a reader of a streamed response may leave its buffer full before it is cut off.
+        stall: How long a reader of a streamed response may leave its buffer full, and a listener of a session take
+            nothing while a call of it waits, before it is cut off.
         drain: How long a stopping server waits for the requests it is still working on.
     """
 
@@ -125,6 +126,7 @@ class Limits(BaseModel):
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
         stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
             but for one batch of 32 messages.
+        listener_buffer: Events that a listener of a session may be behind while others of the session go on.
         contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
     """
 
@@ -137,6 +139,7 @@ class Limits(BaseModel):
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)
     stream_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    listener_buffer: int = Field(default=1000, ge=1)
     contexts: int = Field(default=10_000, ge=1)
 
 

@@ -22,6 +22,9 @@
     │   ├── ResponseTooSlow           the reader of a stream did not keep up
     │   └── ResponseCorrupt           what came back can't be put together
     ├── SessionTakenOver              another reader opened this session
+    ├── ReplayGapError                what was asked for of a session is not kept, or never was
+    ├── ResyncRequired                a listener of a session did not keep up and was cut off
+    ├── WrongOwner                    the session belongs to somebody else
     ├── Unauthenticated               a bearer token or an owner assertion is missing, forged or expired
     ├── WrongEventLoop                the object lives in another event loop
     └── ClosedError                   the object was used before its start or after its close
@@ -31,6 +34,13 @@ credential. At the edge to httpx, `transport.py` maps them to httpx's own classe
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from agentscope_rocketmq.cursor import Cursor
 
 __all__ = [
     "AgentScopeRocketMQError",
@@ -48,14 +58,17 @@ __all__ = [
     "MessageTooLarge",
     "NotAuthorized",
     "QuotaExceeded",
+    "ReplayGapError",
     "ResponseCorrupt",
     "ResponseTooSlow",
+    "ResyncRequired",
     "SessionTakenOver",
     "Throttled",
     "TopicNotFound",
     "TopicTypeMismatch",
     "Unauthenticated",
     "WrongEventLoop",
+    "WrongOwner",
 ]
 
 # Names follow the table of design.md (`SessionTakenOver`, …): what happened, not "SomethingError".
@@ -188,6 +201,57 @@ class SessionTakenOver(AgentScopeRocketMQError):
 
 class Unauthenticated(AgentScopeRocketMQError):
     """A bearer token or an owner assertion is missing, forged, expired, or meant for something else."""
+
+
+class ReplayGapError(AgentScopeRocketMQError):
+    """What was asked for of a session is not there: no longer kept, begun anew since, or never there.
+
+    Attributes:
+        wanted: What was asked for: a cursor or its text, a time, None for the session's start.
+        oldest: Where the oldest event that is kept can be had: `events(after=error.oldest)` begins with it. None
+            where nothing is kept, or it was not looked for.
+        session: The session's LiteTopic; None where the cursor was not even one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        wanted: Cursor | datetime | str | None,
+        oldest: Cursor | None = None,
+        session: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.wanted = wanted
+        self.oldest = oldest
+        self.session = session
+
+
+class ResyncRequired(AgentScopeRocketMQError):
+    """A listener of a session did not keep up and was cut off, so that others could go on.
+
+    Attributes:
+        session: The session's LiteTopic.
+        cursor: The last event that the listener took; `events(after=error.cursor)` goes on behind it. None when it
+            took none.
+    """
+
+    def __init__(self, message: str, *, session: str, cursor: Cursor | None) -> None:
+        super().__init__(message)
+        self.session = session
+        self.cursor = cursor
+
+
+class WrongOwner(AgentScopeRocketMQError):
+    """The session belongs to another owner; nothing of it was read.
+
+    Attributes:
+        session: The session's LiteTopic.
+    """
+
+    def __init__(self, message: str, *, session: str) -> None:
+        super().__init__(message)
+        self.session = session
 
 
 class WrongEventLoop(AgentScopeRocketMQError, RuntimeError):

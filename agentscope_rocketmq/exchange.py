@@ -62,12 +62,13 @@ class ResponseHead:
 class _Sequence(Generic[_T]):
     """Puts numbered items in order and holds those that came early, within bounds."""
 
-    def __init__(self, *, max_held: int, max_held_bytes: int) -> None:
+    def __init__(self, *, max_held: int, max_held_bytes: int, midway: bool) -> None:
         self.next = 0
         self.held: dict[int, tuple[_T, int]] = {}
         self._held_bytes = 0
         self._max_held = max_held
         self._max_held_bytes = max_held_bytes
+        self._begun = not midway
 
     def add(self, number: int, item: _T, size: int) -> list[_T] | None:
         """Add an item; return those now in order, None for one that came before.
@@ -75,6 +76,9 @@ class _Sequence(Generic[_T]):
         Raises:
             OverflowError: More would have to be held than the bounds allow.
         """
+        if not self._begun:
+            self._begun = True
+            self.next = number
         if number < self.next or number in self.held:
             return None
         if number == self.next:
@@ -109,8 +113,8 @@ class _BySequence:
     settle_at: float | None = None  # its end is numbered too, so there is nothing to wait for
     ends_its_task = True  # the server sees to it
 
-    def __init__(self, *, max_held: int, max_held_bytes: int) -> None:
-        self._sequence = _Sequence[ResponseEnvelope](max_held=max_held, max_held_bytes=max_held_bytes)
+    def __init__(self, *, max_held: int, max_held_bytes: int, midway: bool) -> None:
+        self._sequence = _Sequence[ResponseEnvelope](max_held=max_held, max_held_bytes=max_held_bytes, midway=midway)
         self.finished = False
 
     def feed(self, envelope: ResponseEnvelope, _now: float) -> list[ResponseEnvelope] | None:
@@ -124,7 +128,7 @@ class _BySequence:
         return ready
 
     def settle(self) -> tuple[list[ResponseEnvelope], int]:
-        return self._sequence.rest()
+        return self._sequence.rest()  # of one that came with too much before it
 
 
 class _ByEventId:
@@ -134,8 +138,8 @@ class _ByEventId:
     too, or when nothing more came for `END_GRACE` after the end marker or an event that ends the task.
     """
 
-    def __init__(self, *, max_held: int, max_held_bytes: int) -> None:
-        self._sequence = _Sequence[ResponseEnvelope](max_held=max_held, max_held_bytes=max_held_bytes)
+    def __init__(self, *, max_held: int, max_held_bytes: int, midway: bool) -> None:
+        self._sequence = _Sequence[ResponseEnvelope](max_held=max_held, max_held_bytes=max_held_bytes, midway=midway)
         self.finished = False
         self.settle_at: float | None = None
         self._end_seen = False
@@ -208,7 +212,14 @@ class Call:
     """
 
     def __init__(
-        self, request_id: str, *, idle: float | None, total: float | None, now: float, owner: Exchange
+        self,
+        request_id: str,
+        *,
+        idle: float | None,
+        total: float | None,
+        now: float,
+        owner: Exchange,
+        midway: bool = False,
     ) -> None:
         self.request_id = request_id
         self.head: ResponseHead | None = None
@@ -224,6 +235,7 @@ class Call:
         self._opened_at = now
         self._fed_at = now
         self._owner = owner
+        self._midway = midway
         self._order: _BySequence | _ByEventId | None = None
         self._seam = Seam()
 
@@ -293,15 +305,21 @@ class Call:
         if deadline is None or now < deadline:
             return []
         if self._order is not None and self._order.settle_at is not None:
-            messages, self.missing = self._order.settle()
-            self.finished = True
-            texts = self._texts(messages)
+            texts = self.give_up()
             if self.missing or not self._order.ends_its_task:
                 texts.append(render_event(self._broken_off()))
             return texts
         if self._total is not None and now >= self._opened_at + self._total:
             raise self._timeout("total", self._total, "did not end")
         raise self._timeout("idle", self._idle or 0.0, "brought nothing new")
+
+    def give_up(self) -> list[str]:
+        """Wait for nothing more; what was held, in order, as `feed`."""
+        self.finished = True
+        if self._order is None:
+            return []
+        messages, self.missing = self._order.settle()
+        return self._texts(messages)
 
     def _order_for(self, envelope: ResponseEnvelope) -> _BySequence | _ByEventId | None:
         """The order that the message belongs to; None when another run of the request answers."""
@@ -316,7 +334,9 @@ class Call:
                 return None
             self.restarts += 1
         self.attempt, self.run = attempt, envelope.run
-        self._order = kind(max_held=self._owner.max_held, max_held_bytes=self._owner.max_held_bytes)
+        self._order = kind(
+            max_held=self._owner.max_held, max_held_bytes=self._owner.max_held_bytes, midway=self._midway
+        )
         return self._order
 
     def _note(self, message: ResponseEnvelope) -> None:
@@ -385,7 +405,9 @@ class Exchange:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def open(self, request_id: str, *, idle: float | None, total: float | None, now: float) -> Call:
+    def open(
+        self, request_id: str, *, idle: float | None, total: float | None, now: float, midway: bool = False
+    ) -> Call:
         """Begin to wait for a response; do it before the request is sent.
 
         Args:
@@ -393,13 +415,14 @@ class Exchange:
             idle: Seconds between two messages of the response, and before the first; None waits for ever.
             total: Seconds from now to its last message; None sets no limit.
             now: The time, in seconds of any steady clock, the same in every call.
+            midway: What came before is somebody else's: the first number that is seen is the one to begin with.
 
         Raises:
             ValueError: A call with this id is open.
         """
         if request_id in self._calls:
             raise ValueError(f"Request {request_id} is being waited for already.")
-        call = Call(request_id, idle=idle, total=total, now=now, owner=self)
+        call = Call(request_id, idle=idle, total=total, now=now, owner=self, midway=midway)
         self._calls[request_id] = call
         return call
 

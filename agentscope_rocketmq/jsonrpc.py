@@ -22,6 +22,7 @@ __all__ = [
     "SEND_METHODS",
     "STREAM_METHODS",
     "Progress",
+    "RpcError",
     "RpcId",
     "RpcRequest",
     "error_response",
@@ -66,6 +67,35 @@ def read_json(text: str) -> Any:
         return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RpcError:
+    """The error of a JSON-RPC response.
+
+    Attributes:
+        code: Its code.
+        message: What it says.
+        data: What else it carries; None for nothing.
+    """
+
+    code: int
+    message: str
+    data: Any = None
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any]) -> RpcError | None:
+        """Read it from a response; None when there is none."""
+        error = response.get("error")
+        if error is None:
+            return None
+        fields = error if isinstance(error, dict) else {}
+        code, message = fields.get("code"), fields.get("message")
+        return cls(
+            code=code if isinstance(code, int) else INTERNAL_ERROR,
+            message=message if isinstance(message, str) else "The agent's server answered with an error.",
+            data=fields.get("data"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

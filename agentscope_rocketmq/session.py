@@ -1,48 +1,56 @@
-"""Reply channels: the LiteTopics on which this process receives answers, one for each session.
-
-A session's answers come in order on its LiteTopic; many calls of a session share it. `ReplyChannels` reads all of
-them with one consumer, gives each message to the call it belongs to, and acks it when the call has room for it. A call
-whose reader does not keep up leaves its messages un-acked, so the broker sends no more of that session; after
-`Timeouts.stall` the call is cut off, and the session goes on without it.
-"""
+"""Sessions: a conversation by its name, its events from any place on, and who may hear them."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
-import logging
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+import time
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from agentscope_rocketmq.cursor import Cursor
 from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
-    CallTimeout,
-    ClosedError,
+    BrokerUnreachable,
     ConfigurationError,
-    EnvelopeError,
-    ResponseTooSlow,
+    ReplayGapError,
     SessionTakenOver,
 )
-from agentscope_rocketmq.exchange import Call, Exchange, ResponseHead
-from agentscope_rocketmq.rocketmq.lifecycle import Closing
-from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
-from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
+from agentscope_rocketmq.listening import Start, wrong_owner
+from agentscope_rocketmq.replay import SessionRecord
+from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME, Message
+from agentscope_rocketmq.survey import end_of, oldest_of, owner_of, place_of_tail, place_of_time
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from datetime import datetime
 
-    from agentscope_rocketmq.config import Limits, Timeouts
-    from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+    from agentscope_rocketmq.channels import ReplyChannels
+    from agentscope_rocketmq.listening import Listener
+    from agentscope_rocketmq.replay import SessionEvent
+    from agentscope_rocketmq.rocketmq.producer import Producer
+    from agentscope_rocketmq.survey import Look
 
-__all__ = ["PendingResponse", "ReplyChannels", "lite_topic_name"]
+__all__ = ["Session", "SessionCarrier", "lite_topic_name"]
 
-logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-# Acking what was read, dropping the subscriptions and taking leave: 3 s each at most, where nobody answers.
-CLOSE_SECONDS = 15.0
+ANONYMOUS = "anonymous"
+"""Owner of what nobody authenticated asked for."""
+
+# When nothing came for this long from a place where something must be, it is asked whether anything is there: after
+# what may hold it up there has been tried (channels.SILENCE).
+DOUBT = 2.0
+# Where nothing is, nothing comes within this.
+NOTHING = 2.0
+# Finding a place takes a few reads; beyond this the broker is the matter.
+PATIENCE = 30.0
+# Observers of one session take it from each other; who only looks has done soon.
+LOOKS = 5
 
 
 def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | None = None) -> str:
@@ -58,16 +66,19 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
         SHA-256; with a secret `s-` and an HMAC-SHA256 of owner and session. The same input gives the same name always.
 
     Raises:
-        ConfigurationError: The session is empty, no text, or can't be written as UTF-8.
+        ConfigurationError: Session or owner is empty, no text, or can't be written as UTF-8.
     """
     if not isinstance(session, str) or not session:
         raise ConfigurationError(f"{session!r} is no session's name: give any non-empty text, or None for a fresh one.")
-    try:
-        session.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"Session {session!r} can't be written as UTF-8 ({session.encode(errors='replace')!r}): give real text."
-        ) from None
+    if not isinstance(owner, str) or not owner:
+        raise ConfigurationError(f"{owner!r} is no owner's name: give any non-empty text, or None for nobody.")
+    for what, name in (("Session", session), ("Owner", owner)):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(
+                f"{what} {name!r} can't be written as UTF-8 ({name.encode(errors='replace')!r}): give real text."
+            ) from None
     if secret is not None:
         # The length keeps (owner, session) pairs apart that would run together to the same text.
         text = f"{len(owner)}:{owner}{session}".encode()
@@ -82,341 +93,268 @@ def _base64url(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-class PendingResponse:
-    """The response of one call while it comes in; made by `ReplyChannels.expect`, to be closed."""
-
-    def __init__(self, call: Call, *, session: str, limits: Limits, settle: Callable[[ReceivedMessage], None]) -> None:
-        self.call = call
-        self.session = session
-        self._limits = limits
-        self._settle = settle
-        # The broker sends no more of a session while one message is un-acked, so beyond the limits it holds at most
-        # the rest of one batch.
-        self._buffer: deque[str] = deque()
-        self._buffered_bytes = 0
-        self._unsettled: deque[ReceivedMessage] = deque()
-        self._error: AgentScopeRocketMQError | None = None
-        self._changed = asyncio.Event()
-        self.stalled_since: float | None = None
-
-    async def head(self) -> ResponseHead:
-        """Wait for the first message of the response.
-
-        Raises:
-            CallTimeout: Nothing came in time.
-            SessionTakenOver, ResponseCorrupt: As the class says.
-        """
-        while self.call.head is None:
-            await self._wait()
-        return self.call.head
-
-    async def begins_within(self, seconds: float) -> bool:
-        """Whether the server says within so many seconds that it has taken the request.
-
-        Raises:
-            SessionTakenOver, ResponseCorrupt: As the class says.
-        """
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not self.call.begun:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._wait()
-            except CallTimeout:
-                raise
-            except TimeoutError:
-                return False
-        return True
-
-    async def texts(self) -> AsyncIterator[str]:
-        """The response's body as it comes: whole server-sent events, or the JSON document.
-
-        Raises:
-            CallTimeout: Idle or total time ran out.
-            ResponseTooSlow: This reader left its buffer full for too long.
-            SessionTakenOver, ResponseCorrupt: As the class says.
-        """
-        while True:
-            while self._buffer:
-                text = self._buffer.popleft()
-                self._buffered_bytes -= len(text.encode())
-                self._settle_what_fits()
-                yield text
-            if self._error is None and self.call.finished:
-                return
-            await self._wait()
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        loop = asyncio.get_running_loop()
-        self._changed.clear()
-        try:
-            async with asyncio.timeout_at(self.call.next_deadline()):
-                await self._changed.wait()
-        except TimeoutError:
-            # Raises where time ran out; some deadlines only complete a stream whose end came early.
-            self.take(self.call.check(loop.time()), None)
-
-    def take(self, texts: list[str], message: ReceivedMessage | None) -> None:
-        """Texts that became readable with that message."""
-        self._buffer.extend(texts)
-        self._buffered_bytes += sum(len(text.encode()) for text in texts)
-        if message is not None:
-            self._unsettled.append(message)
-        self._settle_what_fits()
-        self._changed.set()
-
-    def fail(self, error: AgentScopeRocketMQError) -> None:
-        """End the call with that error; its messages no longer hold up the session."""
-        self._error = error
-        self._buffer.clear()
-        self._buffered_bytes = 0
-        self._settle_what_fits()
-        self._changed.set()
-
-    def _settle_what_fits(self) -> None:
-        limits = self._limits
-        # One text may be larger than all that may be held.
-        fits = len(self._buffer) <= 1 or self._buffered_bytes <= limits.stream_buffer_bytes
-        if fits and len(self._buffer) <= limits.stream_buffer:
-            self.stalled_since = None
-            while self._unsettled:
-                self._settle(self._unsettled.popleft())
-        elif self.stalled_since is None:
-            self.stalled_since = asyncio.get_running_loop().time()
-
-
-@dataclass(slots=True)
-class _Channel:
-    """One session of this process: how many use it, and the calls that wait on it."""
-
-    users: int = 0
-    opened: asyncio.Lock = field(default_factory=asyncio.Lock)
-    subscribed: bool = False
-    taken_over: bool = False
-    pending: set[PendingResponse] = field(default_factory=set)
-
-
-class ReplyChannels:
-    """All reply channels of this process on one LITE topic.
-
-    Args:
-        consumer: Reads that topic; started and closed by this object.
-        timeouts: `stall` counts here.
-        limits: `stream_buffer` and `stream_buffer_bytes` count here.
-    """
-
-    def __init__(self, consumer: LiteConsumer, *, timeouts: Timeouts, limits: Limits) -> None:
-        self._consumer = consumer
-        self._timeouts = timeouts
-        self._limits = limits
-        self._exchange = Exchange()
-        self._channels: dict[str, _Channel] = {}
-        self._by_call: dict[Call, PendingResponse] = {}
-        self._settled: list[ReceivedMessage] = []
-        self._to_ack = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._failure: ClosedError | None = None
-        self._closed = False
-        self._closing = Closing(limit=CLOSE_SECONDS, name=f"replies[{consumer.topic}].close")
+class SessionCarrier(Protocol):
+    """What a session needs of a connection to a cluster."""
 
     @property
-    def topic(self) -> str:
-        """The LITE topic on which answers arrive."""
-        return self._consumer.topic
+    def producer(self) -> Producer:
+        """Sends."""
 
     @property
-    def exchange(self) -> Exchange:
-        """Counters of messages that belonged to nobody, came twice, or could not be read."""
-        return self._exchange
+    def replies(self) -> ReplyChannels:
+        """The live readers of this process."""
 
     async def start(self) -> None:
-        """Connect.
+        """Connect, once."""
 
-        Raises:
-            BrokerError: Nobody answers, or reply topic, reply group or credentials are refused.
-        """
-        await self._consumer.start()
-        for loop, name in ((self._read_loop(), "read"), (self._ack_loop(), "ack"), (self._stall_loop(), "stall")):
-            task = asyncio.create_task(loop, name=f"replies[{self.topic}].{name}")
-            task.add_done_callback(self._loop_ended)
-            self._tasks.append(task)
+    async def observers(self) -> ReplyChannels:
+        """Readers that disturb no live one; connected on first use."""
 
-    async def open(self, session: str) -> None:
-        """Use a session's LiteTopic, from its end: what is there already belongs to earlier calls.
 
-        Another reader that uses it (another process, or another object of this one) is told, and its calls end with
-        `SessionTakenOver`.
+class Session:
+    """A conversation, by name; made by `RocketMQ.session`. It connects when it is first used.
 
-        Raises:
-            BrokerError: The subscription was refused.
-        """
-        channel = self._channels.setdefault(session, _Channel())
-        channel.users += 1
-        try:
-            async with channel.opened:
-                if not channel.subscribed:
-                    await self._consumer.subscribe([session], at=Position.last())
-                    channel.subscribed, channel.taken_over = True, False
-        except BaseException:
-            await self.close(session)
-            raise
+    Args:
+        lite_topic: Its LiteTopic.
+        carrier: Reads and sends.
+        name: Its name; None for one that nobody else can know.
+        owner: Who uses it; None where nobody is authenticated, and nothing is checked.
 
-    async def close(self, session: str) -> None:
-        """One user less; the last one leaves the LiteTopic."""
-        channel = self._channels[session]
-        channel.users -= 1
-        if channel.users > 0:
-            return
-        async with channel.opened:
-            if channel.users == 0:
-                self._channels.pop(session, None)
-                if channel.subscribed and not self._closed:
-                    channel.subscribed = False
-                    await self._consumer.unsubscribe([session])
+    Attributes:
+        lite_topic: The same.
+        name: The same.
+        owner: The same.
+    """
 
-    def expect(self, session: str, request_id: str, *, idle: float | None, total: float | None) -> PendingResponse:
-        """Register a call, before its request is sent.
+    def __init__(self, lite_topic: str, *, carrier: SessionCarrier, name: str | None, owner: str | None) -> None:
+        self.lite_topic = lite_topic
+        self.name = name
+        self.owner = owner
+        self._carrier = carrier
+        self._cursor: Cursor | None = None
+        self._allowed = owner is None
+        self._recorded = name is None
+
+    def __repr__(self) -> str:
+        return f"Session({self.lite_topic!r})"
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """The last event that `events()` of this object gave out and saw taken; None before the first."""
+        return self._cursor
+
+    def events(
+        self,
+        *,
+        after: Cursor | str | None = None,
+        since: datetime | None = None,
+        from_start: bool = False,
+        tail: int | None = None,
+        follow: bool = True,
+        observe: bool = False,
+    ) -> AsyncGenerator[SessionEvent]:
+        """What happens in this session: what was there, from some place on, then what comes, without seam or double.
+
+        Without a start it goes on behind the last event that the application took: an event counts as taken when the
+        next one is asked for. A process that was killed repeats at most the events of the one message it had in hand,
+        which have the cursors they had. While such a listener is there it decides the pace of the whole session: when
+        it takes nothing for `Timeouts.stall` although a call of the session waits, it is cut off. A listener with a
+        start of its own keeps its own place, and is cut off when others wait and it is more than
+        `Limits.listener_buffer` events behind.
 
         Args:
-            session: LiteTopic of an open session.
-            request_id: Id of the request envelope.
-            idle: Seconds without a message after which it times out; None for no such limit.
-            total: Seconds after which it times out; None for no such limit.
+            after: Go on behind this cursor.
+            since: Begin with the first event stored at that time or later; with a time zone.
+            from_start: Begin with the session's first event.
+            tail: Begin with the last so many events.
+            follow: Go on for ever; False ends with what is there when it begins.
+            observe: Read beside the live reader instead of in its stead: nobody is disturbed, no position moves but
+                that of observers. One observer of a session at a time.
+
+        Returns:
+            An async iterator. Close it (`contextlib.aclosing`) where a loop over it may be left early.
 
         Raises:
-            SessionTakenOver: Another reader has the session now.
-            ClosedError: The session is not open here.
+            ConfigurationError: More than one start, a time without a zone, a negative number.
+            ReplayGapError: What was asked for is not there; the error says what is.
+            ResyncRequired: It did not keep up.
+            SessionTakenOver: Another reader opened the session.
+            WrongOwner: The session is another owner's.
+            BrokerError: RocketMQ can't be reached, or refuses.
         """
-        if self._failure is not None:
-            raise self._failure
-        channel = self._channels.get(session)
-        if channel is None or self._closed:
-            raise ClosedError(f"Session {session!r} is not open here: open a client for it first.")
-        if channel.taken_over:
-            raise _taken_over(session)
-        now = asyncio.get_running_loop().time()
-        call = self._exchange.open(request_id, idle=idle, total=total, now=now)
-        pending = PendingResponse(call, session=session, limits=self._limits, settle=self._settle)
-        self._by_call[call] = pending
-        channel.pending.add(pending)
-        return pending
+        starts = [after is not None, since is not None, from_start, tail is not None]
+        if sum(starts) > 1:
+            raise ConfigurationError("Give one start to events(): after, since, from_start or tail.")
+        if since is not None and since.tzinfo is None:
+            raise ConfigurationError(f"events(since={since!r}) has no time zone: give one, as in datetime.now(UTC).")
+        if tail is not None and tail < 0:
+            raise ConfigurationError(f"events(tail={tail}) is no number of events.")
+        cursor = None if after is None else Cursor.parse(after)
+        return self._events(cursor, since, tail, from_start=from_start, follow=follow, observe=observe)
 
-    def forget(self, pending: PendingResponse) -> None:
-        """The caller no longer waits; what still comes for this call is acked and dropped. The agent goes on."""
-        self._exchange.close(pending.call)
-        self._by_call.pop(pending.call, None)
-        pending.fail(ClosedError(f"The response of request {pending.call.request_id} was closed by its reader."))
-        channel = self._channels.get(pending.session)
-        if channel is not None:
-            channel.pending.discard(pending)
+    async def open(self) -> None:
+        """Use it for calls: reads its LiteTopic until `close`. What an earlier process did not take comes first.
 
-    async def aclose(self) -> None:
-        """End all calls and leave. Repeated calls are safe."""
-        self._closed = True
-        for pending in list(self._by_call.values()):
-            pending.fail(ClosedError(f"The RocketMQ client was closed during request {pending.call.request_id}."))
-        await self._closing(self._aclose)
+        A named session is recorded in its LiteTopic with its first use: name, owner, time.
 
-    async def _aclose(self) -> None:
-        try:
-            if self._settled:
-                await self._consumer.ack(self._settled, timeout=1.0)
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._consumer.aclose()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    def _loop_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._closed:
+        Raises:
+            WrongOwner: The session is another owner's.
+            BrokerError: RocketMQ can't be reached, or refuses.
+        """
+        await self._carrier.start()
+        if self._recorded:
+            await self._carrier.replies.open(self.lite_topic, fresh=self.name is None)
             return
-        logger.critical("%s ended: no more answers are received here", task.get_name(), exc_info=task.exception())
-        error = ClosedError(
-            "The reader of RocketMQ answers in this process failed; its log says why. Open a new client."
+        if self._allowed:
+            await self._carrier.replies.open(self.lite_topic, fresh=False)
+            try:
+                await self._record()
+            except BaseException:
+                await self._carrier.replies.close(self.lite_topic)
+                raise
+        else:
+            # The record first: then there is something to read, and whose it is can be told at once.
+            await self._record()
+            await self._check_owner()
+            await self._carrier.replies.open(self.lite_topic, fresh=False)
+        self._recorded = True
+
+    async def close(self) -> None:
+        """One `open` less."""
+        await self._carrier.replies.close(self.lite_topic)
+
+    async def _events(
+        self,
+        after: Cursor | None,
+        since: datetime | None,
+        tail: int | None,
+        *,
+        from_start: bool,
+        follow: bool,
+        observe: bool,
+    ) -> AsyncGenerator[SessionEvent]:
+        await self._carrier.start()
+        channels = await self._carrier.observers() if observe else self._carrier.replies
+        await self._check_owner()
+        start = replace(
+            await self._start(after, since, tail, from_start=from_start),
+            until=None if follow else uuid.uuid4().hex,
+            # Whose it is may turn out only now, when it is used for the first time.
+            owner=None if self._allowed else self.owner,
         )
-        self._failure = error
-        for pending in list(self._by_call.values()):
-            pending.fail(error)
-
-    async def _read_loop(self) -> None:
-        async for item in self._consumer.batches():
-            if isinstance(item, LiteBatch):
-                for message in item.messages:
-                    self._feed(message)
-            else:
-                self._lost(item.lite_topic)
-
-    def _feed(self, message: ReceivedMessage) -> None:
         try:
-            fed = self._exchange.feed(message.body(), asyncio.get_running_loop().time())
-        except EnvelopeError as error:
-            logger.warning("Set aside on LiteTopic %s: %s", message.lite_topic, error)
-            fed = None
+            async with channels.listen(self.lite_topic, start) as listener, self._certainty(listener):
+                while (event := await listener.next()) is not None:
+                    yield event
+                    listener.took(event)
+                    self._cursor = event.cursor
+        except ReplayGapError as gap:
+            raise await self._with_what_is_there(gap) from None
+
+    async def _start(
+        self, after: Cursor | None, since: datetime | None, tail: int | None, *, from_start: bool
+    ) -> Start:
+        if after is not None:
+            return Start(offset=after.offset, after=after, wanted=after)
+        if from_start:
+            return Start(offset=0, whole=True)
+        if since is not None:
+            return await self._look(lambda look: self._start_at_time(look, since))
+        if tail is not None:
+            return await self._look(lambda look: self._start_at_tail(look, tail))
+        return Start()
+
+    async def _start_at_time(self, look: Look, since: datetime) -> Start:
+        oldest, offset = await place_of_time(look, since, await end_of(look, self._mark))
+        if oldest.offset > 0 and oldest.store_time > since:
+            raise ReplayGapError(
+                f"Session {self.lite_topic!r} can't be replayed from {since}: what is kept of it begins at "
+                f"{oldest.store_time}.",
+                wanted=since,
+                session=self.lite_topic,
+            )
+        return Start(offset=offset, since=since, wanted=since)
+
+    async def _start_at_tail(self, look: Look, tail: int) -> Start:
+        end = await end_of(look, self._mark)
+        before = await place_of_tail(look, tail, end)
+        if before is None:
+            return Start(offset=0)
+        return Start(offset=before.offset, after=before, wanted=before)
+
+    @contextlib.asynccontextmanager
+    async def _certainty(self, listener: Listener) -> AsyncIterator[None]:
+        """Meanwhile, write the mark at which listening ends, or after which what was asked for can't come any more."""
+        task = asyncio.create_task(self._write_marks(listener), name=f"session[{self.lite_topic}].marks")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _write_marks(self, listener: Listener) -> None:
+        try:
+            if listener.start.until is not None:
+                await self._mark(listener.start.until)
+            while not listener.found:
+                await asyncio.sleep(DOUBT)
+                if not listener.found:
+                    listener.doubt = await self._mark(listener.doubt)
         except AgentScopeRocketMQError as error:
-            self._fail_call(error)
-            fed = None
-        if fed is None:
-            self._settle(message)
+            listener.fail(error)
+
+    async def _with_what_is_there(self, gap: ReplayGapError) -> ReplayGapError:
+        oldest = await self._look(lambda look: oldest_of(look, seconds=NOTHING))
+        if oldest is None:
+            return ReplayGapError(f"{gap} Nothing is kept of it.", wanted=gap.wanted, session=self.lite_topic)
+        cursor = Cursor.of(oldest.offset, -1, oldest.message_id)
+        return ReplayGapError(
+            f"{gap} What is there begins at {cursor}, stored at {oldest.store_time}: events(after=error.oldest).",
+            wanted=gap.wanted,
+            oldest=cursor,
+            session=self.lite_topic,
+        )
+
+    async def _check_owner(self) -> None:
+        if self._allowed:
             return
-        call, texts = fed
-        self._by_call[call].take(texts, message)
+        owner = await self._look(lambda look: owner_of(look, seconds=NOTHING))
+        if owner not in (None, self.owner):
+            raise wrong_owner(self.lite_topic)
+        self._allowed = owner is not None
 
-    def _fail_call(self, error: AgentScopeRocketMQError) -> None:
-        request_id = getattr(error, "request_id", None)
-        for pending in self._by_call.values():
-            if pending.call.request_id == request_id:
-                pending.fail(error)
+    async def _look(self, work: Callable[[Look], Awaitable[_T]]) -> _T:
+        observers = await self._carrier.observers()
+        for _ in range(LOOKS):
+            try:
+                async with asyncio.timeout(PATIENCE), observers.look(self.lite_topic) as look:
+                    return await work(look)
+            except SessionTakenOver:
+                # Another observer: it has taken the place that was being looked from.
+                continue
+            except TimeoutError:
+                break
+        raise BrokerUnreachable(
+            f"Looking into session {self.lite_topic!r} took longer than {PATIENCE:g} s, or other observers of it do so "
+            "all the time. Check that the RocketMQ proxy and brokers run.",
+            transient=True,
+        )
 
-    def _lost(self, session: str) -> None:
-        channel = self._channels.get(session)
-        if channel is None:
-            return
-        channel.subscribed, channel.taken_over = False, True
-        for pending in channel.pending:
-            # What a finished call has not read yet is here and complete.
-            if not pending.call.finished:
-                pending.fail(_taken_over(session))
+    async def _record(self) -> None:
+        await self._write(uuid.uuid4().hex, mark=False)
 
-    def _settle(self, message: ReceivedMessage) -> None:
-        self._settled.append(message)
-        self._to_ack.set()
+    async def _mark(self, mark_id: str | None = None) -> str:
+        mark_id = uuid.uuid4().hex if mark_id is None else mark_id
+        await self._write(mark_id, mark=True)
+        return mark_id
 
-    async def _ack_loop(self) -> None:
-        while True:
-            await self._to_ack.wait()
-            self._to_ack.clear()
-            settled, self._settled = self._settled, []
-            await self._consumer.ack(settled)
-
-    async def _stall_loop(self) -> None:
-        while True:
-            await asyncio.sleep(min(1.0, self._timeouts.stall / 4))
-            now = asyncio.get_running_loop().time()
-            for pending in list(self._by_call.values()):
-                if pending.stalled_since is not None and now - pending.stalled_since > self._timeouts.stall:
-                    request_id = pending.call.request_id
-                    pending.fail(
-                        ResponseTooSlow(
-                            f"The response of request {request_id} was cut off: its reader left "
-                            f"{self._limits.stream_buffer} messages or {self._limits.stream_buffer_bytes} bytes unread "
-                            f"for {self._timeouts.stall:g} s and held up its session. Read faster, or raise "
-                            "Limits.stream_buffer, Limits.stream_buffer_bytes or Timeouts.stall.",
-                            request_id=request_id,
-                        )
-                    )
-
-
-def _taken_over(session: str) -> SessionTakenOver:
-    return SessionTakenOver(
-        f"Session {session!r} was opened by another reader, which receives its events now: another process, or "
-        "another RocketMQ object or server of this one. Open a new client for the session to take it back.",
-        session=session,
-    )
+    async def _write(self, record_id: str, *, mark: bool) -> None:
+        record = SessionRecord(
+            id=record_id,
+            name=self.name or self.lite_topic,
+            owner=self.owner or ANONYMOUS,
+            time=time.time(),
+            mark=mark,
+        )
+        message = Message(topic=self._carrier.replies.topic, lite_topic=self.lite_topic, body=record.encode())
+        await self._carrier.producer.send(message)

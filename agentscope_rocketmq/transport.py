@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from agentscope_rocketmq.card import Address
+    from agentscope_rocketmq.channels import ReplyChannels
     from agentscope_rocketmq.config import Limits, Timeouts
+    from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.rocketmq.producer import Producer
     from agentscope_rocketmq.routes import InstanceRoutes
-    from agentscope_rocketmq.session import PendingResponse, ReplyChannels
+    from agentscope_rocketmq.session import Session
 
 __all__ = ["TOTAL_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
 
@@ -73,15 +75,23 @@ class Carrier:
 
     Args:
         make: Makes producer and reply channels, not started. Called again when a start failed.
+        make_observers: Makes reply channels of the observer group, not started.
         routes: What is known of the agents' instances.
 
     Attributes:
         routes: The same.
     """
 
-    def __init__(self, make: Callable[[], tuple[Producer, ReplyChannels]], routes: InstanceRoutes) -> None:
+    def __init__(
+        self,
+        make: Callable[[], tuple[Producer, ReplyChannels]],
+        make_observers: Callable[[], ReplyChannels],
+        routes: InstanceRoutes,
+    ) -> None:
         self.routes = routes
         self._make = make
+        self._make_observers = make_observers
+        self._observers: ReplyChannels | None = None
         self._starting = asyncio.Lock()
         self._closed = False
         self._started: tuple[Producer, ReplyChannels] | None = None
@@ -187,9 +197,27 @@ class Carrier:
         )
         await self.producer.send(message, timeout=timeout)
 
+    async def observers(self) -> ReplyChannels:
+        """Reply channels that disturb no live reader; connected once, when first asked for.
+
+        Raises:
+            BrokerError: Nobody answers, or the observer group (the reply group's name + `_OBSERVER`) is refused.
+        """
+        async with self._starting:
+            if self._closed:
+                raise ClosedError("This RocketMQ object is closed: make a new one.")
+            if self._observers is None:
+                observers = self._make_observers()
+                await observers.start()
+                self._observers = observers
+            return self._observers
+
     async def aclose(self) -> None:
         """End all calls and leave. Repeated calls are safe."""
         self._closed = True
+        observers, self._observers = self._observers, None
+        if observers is not None:
+            await observers.aclose()
         if self._started is not None:
             producer, replies = self._started
             await replies.aclose()
@@ -209,7 +237,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
 
     Args:
         address: The agent's topic.
-        session: LiteTopic on which the answers come; opened by the first request, left by `aclose`.
+        session: Where the answers come; opened by the first request, left by `aclose`.
         carrier: Sends requests and receives answers; started by the first request, not closed by this object.
         timeouts: Defaults of a call.
         limits: `request_bytes` counts here.
@@ -221,7 +249,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self,
         address: Address,
         *,
-        session: str,
+        session: Session,
         carrier: Carrier,
         timeouts: Timeouts,
         limits: Limits,
@@ -270,9 +298,9 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         await self._carrier.start()
         if not self._opened:
             # Two first requests at once: the channel counts its users, so give the second one back.
-            await self._carrier.replies.open(self.session)
+            await self.session.open()
             if self._opened or self._closed:
-                await self._carrier.replies.close(self.session)
+                await self.session.close()
             self._opened = True
 
     async def _ask(self, request: httpx.Request, body: str) -> tuple[RequestEnvelope, PendingResponse]:
@@ -283,11 +311,13 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             | {BATCH_HEADER: "1"},
             dest_topic=self.address.topic,
             reply_topic=self._carrier.replies.topic,
-            lite_topic=self.session,
+            lite_topic=self.session.lite_topic,
         )
         idle, total = self._times(request)
         tier = Tier.parse(request.headers.get(PRIORITY_HEADER, Tier.NORMAL))
-        pending = self._carrier.replies.expect(self.session, envelope.request_id, idle=idle, total=total)
+        pending = self._carrier.replies.expect(
+            self.session.lite_topic, envelope.request_id, idle=idle, total=total, agent=self.address.topic
+        )
         self._pending.add(pending)
         timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
         try:
@@ -329,7 +359,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         if self._opened:
             # The broker forgets the subscription of a client that is gone; an error here helps nobody.
             with contextlib.suppress(BrokerError, ClosedError):
-                await self._carrier.replies.close(self.session)
+                await self.session.close()
 
 
 class _ResponseStream(httpx.AsyncByteStream):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from agentscope_rocketmq.app import BoundedPushConfigStore, BoundedTaskStore
 from agentscope_rocketmq.card import jsonrpc_url, parse_card
 from agentscope_rocketmq.config import Limits, Timeouts
 from agentscope_rocketmq.fetch import CardFetcher
-from agentscope_rocketmq.session import PendingResponse
+from agentscope_rocketmq.pending import PendingResponse
 from tests.agents import make_echo_agent
 from tests.services import card_for, reply, server_for
 
@@ -81,21 +82,24 @@ async def test_push_notification_configurations_are_bounded_by_task_and_in_each(
 
 
 async def test_a_reader_that_does_not_read_is_held_to_bytes_as_well():
-    settled: list = []
     limits = Limits(stream_buffer_bytes=1024)
-    pending = PendingResponse(None, session="s", limits=limits, settle=settled.append)  # type: ignore[arg-type]
-    pending.take(["x" * 5000], "first")  # type: ignore[arg-type]
-    assert settled == ["first"]  # one may be larger than all that may be held
-    pending.take(["é" * 100], "second")  # type: ignore[arg-type]
-    assert settled == ["first"]
-    assert pending.stalled_since is not None
+    pending = PendingResponse(None, session="s", limits=limits, on_taken=lambda: None)  # type: ignore[arg-type]
+    message: Any = object()
+    pending.take(["x" * 5000], message)
+    assert pending.has_room  # one may be larger than all that may be held
+    pending.take(["é" * 100], message)
+    assert not pending.has_room
     texts = pending.texts()
     await anext(texts)
-    assert settled == ["first", "second"]
-    assert pending.stalled_since is None
-    for number in range(6):
-        pending.take(["é" * 100], number)
-    assert settled == ["first", "second", 0, 1, 2, 3]  # 5 of 200 bytes fit
+    assert pending.has_room
+    for _ in range(4):
+        pending.take(["é" * 100], message)
+    assert pending.has_room  # 5 of 200 bytes fit
+    pending.take(["é" * 100], message)
+    assert not pending.has_room
+    assert (pending.given, pending.taken) == (7, 0)  # what was given out is in its reader's hand
+    await anext(texts)
+    assert (pending.given, pending.taken) == (7, 1)
     await texts.aclose()
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # The core: values and protocol, no I/O. What is below each may be imported by those above it.
 CORE = (
     "errors",
+    "cursor",
     "config",
     "jsonrpc",
     "sse",
@@ -21,13 +22,29 @@ CORE = (
     "envelope",
     "rerun",
     "exchange",
+    "replay",
     "reply",
     "routes",
     "owners",
 )
 IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "socket", "starlette", "uvicorn"}
 # These are handed their RocketMQ connection; they neither build one nor know who does.
-HANDED = ("transport", "bridge", "handover", "taskchannels", "publisher", "runs", "slots", "session")
+HANDED = (
+    "transport",
+    "bridge",
+    "handover",
+    "taskchannels",
+    "publisher",
+    "runs",
+    "slots",
+    "session",
+    "channel",
+    "channels",
+    "reading",
+    "pending",
+    "listening",
+    "survey",
+)
 BUILDERS = {f"{PACKAGE}.{name}" for name in ("client", "server", "gateway", "cli", "dev")}
 # The edge to the SDK: its transport, the HTTP client of its push notifications, and the fetching of cards.
 HTTPX_USERS = ("transport", "client", "app", "fetch")

@@ -179,7 +179,7 @@ async def test_a_stream_whose_reader_stops_is_cut_off_and_its_session_goes_on(co
         slow = client.send_message(request("400"))
         await anext(slow)
         # Another call of the same session, while nobody reads the first one's stream.
-        assert (await reply(client, "3")).startswith("0 x")
+        assert (await reply(client, "400")).startswith("0 x")
         with pytest.raises(A2AClientError, match=r"did not keep up|cut off"):
             async for _ in slow:
                 await asyncio.sleep(0.01)

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError, IllegalRequest, QuotaExceeded
 from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried, seconds_left
-from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.lifecycle import Closing
+from agentscope_rocketmq.rocketmq.litecalls import LiteCalls, lite_settings
 from agentscope_rocketmq.rocketmq.litetopic import LiteBatch, LiteLost, Position, Subscription
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME
 from agentscope_rocketmq.rocketmq.polling import BATCH_SIZE, Poller
-from agentscope_rocketmq.rocketmq.protocol import definition, service
-from agentscope_rocketmq.rocketmq.status import check, from_status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
@@ -51,8 +49,6 @@ REFRESH_AGAIN = 1.0
 LOOK_INTERVAL = 1.0
 # A call with this many names took 6 ms (rocketmq-facts.md).
 NAMES_A_CALL = 200
-# What this consumer may not have is handed out again after this: at once, but not 0, which the broker takes for unset.
-GIVE_BACK_AFTER = 0.01
 # Batches received but not taken by the reader yet; beyond it the consumer does not poll.
 UNREAD_BATCHES = 64
 
@@ -83,15 +79,15 @@ class LiteConsumer:
         self._changing = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepted = False
         self._closing = Closing(limit=4 * CLOSE_TIMEOUT, name=f"lite[{topic}].close")
         self._client = Client(
             connection,
-            _settings(connection, topic, group),
+            lite_settings(connection, topic, group),
             group=group,
             on_command=self._on_command,
             on_established=self._on_established,
         )
+        self._calls = LiteCalls(self._client, topic=topic, group=group)
         self._poller = Poller(
             self._client,
             topic=topic,
@@ -123,8 +119,8 @@ class LiteConsumer:
         await self._client.start(timeout=self._connect_timeout)
         try:
             # An empty set asks the broker whether this group may read this topic at all.
-            await self._sync("COMPLETE_ADD", (), timeout=seconds_left(deadline))
-            self._accepted = True
+            await self._calls.sync("COMPLETE_ADD", (), timeout=seconds_left(deadline))
+            self._calls.accepted = True
             self._refresh_now.clear()
             await self._poller.start(timeout=seconds_left(deadline))
         except BaseException:
@@ -139,6 +135,7 @@ class LiteConsumer:
         lite_topics: Collection[str],
         *,
         at: Position | None = None,
+        reading: int = 0,
         timeout: float = 30.0,  # noqa: ASYNC109
     ) -> None:
         """Read these LiteTopics from now on, in one call for up to 200 of them.
@@ -149,6 +146,8 @@ class LiteConsumer:
             lite_topics: Their names. Those subscribed already are read anew from `at`.
             at: Where to begin. None goes on at the group's committed offset, after a batch that another consumer
                 left un-acked only when its invisible time (10 s) is over: give a position to take over at once.
+            reading: Number that comes back with all that is read, to tell it from what an earlier subscription of
+                the same LiteTopic still brings.
             timeout: Seconds to keep trying while the broker does not answer.
 
         Raises:
@@ -171,12 +170,15 @@ class LiteConsumer:
         deadline = asyncio.get_running_loop().time() + timeout
         async with self._change(deadline):
             leaving = [name for name in lite_topics if name in self._subscriptions]
+            for name in leaving:
+                self._subscriptions[name].disown()
             await retried(lambda seconds: self._leave(leaving, timeout=seconds), timeout=seconds_left(deadline))
             for names in _chunks(lite_topics, NAMES_A_CALL):
                 # Known before the call: the first message may come before the call returns.
                 now = asyncio.get_running_loop().time()
                 for name in names:
-                    self._subscriptions[name] = Subscription(start=None if at is None else at.start, quiet_since=now)
+                    start = None if at is None else at.start
+                    self._subscriptions[name] = Subscription(reading=reading, start=start, quiet_since=now)
                 try:
                     await self._join(names, at, seconds_left(deadline))
                 except BaseException:
@@ -192,9 +194,9 @@ class LiteConsumer:
             deadline = asyncio.get_running_loop().time() + seconds
             if tried:
                 # The last try may have subscribed them although its answer did not come.
-                await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds))
+                await self._calls.sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds))
             tried = True
-            await self._sync("PARTIAL_ADD", names, at, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
+            await self._calls.sync("PARTIAL_ADD", names, at, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
 
         await retried(join_once, timeout=timeout)
 
@@ -217,7 +219,7 @@ class LiteConsumer:
         for name in lite_topics:
             self._subscriptions.pop(name, None)
         for names in _chunks(lite_topics, NAMES_A_CALL):
-            await self._sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
+            await self._calls.sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
 
     @contextlib.asynccontextmanager
     async def _change(self, deadline: float) -> AsyncIterator[None]:
@@ -276,7 +278,7 @@ class LiteConsumer:
         async def ack_once(seconds: float) -> None:
             # Not those of LiteTopics lost meanwhile: they are the new owner's.
             messages[:] = [message for message in messages if message.receipt_handle]
-            failure = await self._ack_once(messages, min(CALL_TIMEOUT, seconds)) if messages else None
+            failure = await self._calls.ack(messages, min(CALL_TIMEOUT, seconds)) if messages else None
             if failure is not None:
                 raise failure
 
@@ -297,7 +299,7 @@ class LiteConsumer:
             if self._client.established:
                 try:
                     async with self._change(deadline):
-                        await self._sync("COMPLETE_REMOVE", (), timeout=seconds_left(deadline))
+                        await self._calls.sync("COMPLETE_REMOVE", (), timeout=seconds_left(deadline))
                 except (BrokerError, ClosedError) as error:
                     logger.debug("%s", error)
                 for subscription in left.values():
@@ -338,7 +340,7 @@ class LiteConsumer:
             subscription.stir(asyncio.get_running_loop().time())
             fresh = [message for message in batch if subscription.take(message)]
             if fresh:
-                self._unread.put_nowait(LiteBatch(name, tuple(fresh)))
+                self._unread.put_nowait(LiteBatch(name, tuple(fresh), subscription.reading))
             acked = [message for message in batch if message.offset not in subscription.unacked]
             if acked:
                 # Their ack got lost on the way; the LiteTopic stays blocked until it is repeated.
@@ -359,7 +361,7 @@ class LiteConsumer:
             if due is None or not subscription.lacks_what_is_before(message):
                 return
             try:
-                await self._sync("PARTIAL_REMOVE", [name])
+                await self._calls.sync("PARTIAL_REMOVE", [name])
                 # Told meanwhile that another consumer has it?
                 if self._subscriptions.get(name) is subscription:
                     # What is not there any more is looked for once.
@@ -380,9 +382,8 @@ class LiteConsumer:
         if held is not None:
             self._give_back(held)
         self._give_back_unacked(subscription)
-        for message in subscription.unacked.values():
-            message.receipt_handle = ""  # its ack would commit what the new owner has to get
-        self._unread.put_nowait(LiteLost(name))
+        subscription.disown()
+        self._unread.put_nowait(LiteLost(name, subscription.reading))
 
     def _give_back_unacked(self, subscription: Subscription) -> None:
         # All that is un-acked of a LiteTopic is of one batch.
@@ -391,30 +392,9 @@ class LiteConsumer:
 
     def _give_back(self, message: ReceivedMessage) -> None:
         """Let the LiteTopic's owner have the batch of this message at once, rather than when it is visible again."""
-        request = service.ChangeInvisibleDurationRequest(
-            group=self._connection.resource(self.group),
-            topic=self._connection.resource(self.topic),
-            receipt_handle=message.receipt_handle,
-            message_id=message.message_id,
-            lite_topic=message.lite_topic,
-            suspend=True,  # the batch as a whole, and it does not count as a delivery
-        )
-        request.invisible_duration.FromMilliseconds(int(GIVE_BACK_AFTER * 1000))
-        self._background(self._send_back(request))
-
-    async def _send_back(self, request: Any) -> None:
-        doing = f"Giving back a batch of LiteTopic {request.lite_topic!r} of {self.topic!r}"
-
-        async def send_once(seconds: float) -> None:
-            timeout = min(CALL_TIMEOUT, seconds)
-            answer = await self._client.call("ChangeInvisibleDuration", request, doing=doing, timeout=timeout)
-            check(answer.status, doing, known=True)
-
         # Until it gets through, the LiteTopic's owner waits for it; after that long it is visible by itself.
-        try:
-            await retried(send_once, timeout=CLOSE_TIMEOUT if self._closing.begun else INVISIBLE)
-        except (BrokerError, ClosedError) as error:
-            logger.warning("%s", error)
+        timeout = CLOSE_TIMEOUT if self._closing.begun else INVISIBLE
+        self._background(self._calls.give_back(message, message.receipt_handle, timeout=timeout))
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work, name=f"rocketmq[{self._client.client_id}].ack")
@@ -463,72 +443,14 @@ class LiteConsumer:
         async with self._changing:
             again = [name for name in again if name in self._subscriptions]
             if again:
-                await self._sync("PARTIAL_REMOVE", again)
+                await self._calls.sync("PARTIAL_REMOVE", again)
             # Not PARTIAL_ADD, which would take a LiteTopic back from an owner of whom the notice is still on its way.
-            await self._sync("COMPLETE_ADD", list(self._subscriptions))
+            await self._calls.sync("COMPLETE_ADD", list(self._subscriptions))
             for name in again:
                 if (subscription := self._subscriptions.get(name)) is not None:
                     subscription.looked_again += 1
-
-    async def _sync(
-        self,
-        action: str,
-        names: Collection[str],
-        at: Position | None = None,
-        *,
-        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
-    ) -> None:
-        request = service.SyncLiteSubscriptionRequest(
-            action=definition.LiteSubscriptionAction.Value(action),
-            topic=self._connection.resource(self.topic),
-            group=self._connection.resource(self.group),
-            lite_topic_set=names,
-        )
-        if at is not None:
-            setattr(request.offset_option, at.option, at.value)
-        doing = f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r}"
-        answer = await self._client.call("SyncLiteSubscription", request, doing=doing, timeout=timeout)
-        check(answer.status, doing, known=self._accepted)
-
-    async def _ack_once(self, messages: list[ReceivedMessage], timeout: float) -> BrokerError | None:  # noqa: ASYNC109
-        """Ack these; those that may succeed later stay in the list, with the failure of one of them as answer."""
-        request = service.AckMessageRequest(
-            group=self._connection.resource(self.group), topic=self._connection.resource(self.topic)
-        )
-        for message in messages:
-            request.entries.add(
-                message_id=message.message_id, receipt_handle=message.receipt_handle, lite_topic=message.lite_topic
-            )
-        doing = f"Acking {len(messages)} messages of {self.topic!r}"
-        answer = await self._client.call("AckMessage", request, doing=doing, timeout=timeout)
-        if not answer.entries:
-            check(answer.status, doing, known=True)
-        failures: dict[str, BrokerError] = {}
-        for entry in answer.entries:
-            if entry.status.code != definition.Code.OK:
-                failure = from_status(entry.status, doing, known=True)
-                logger.debug("Message %s: %s", entry.message_id, failure)
-                if failure.transient:
-                    failures[entry.message_id] = failure
-        messages[:] = [message for message in messages if message.message_id in failures]
-        return next(iter(failures.values()), None)
 
 
 def _chunks(items: Collection[_T], size: int) -> Iterable[list[_T]]:
     everything = list(items)
     return (everything[start : start + size] for start in range(0, len(everything), size))
-
-
-def _settings(connection: Connection, topic: str, group: str) -> Any:
-    settings = definition.Settings(
-        client_type=definition.ClientType.LITE_PUSH_CONSUMER,
-        access_point=connection.endpoints_message(),
-        user_agent=user_agent(),
-    )
-    settings.request_timeout.FromMilliseconds(int(CALL_TIMEOUT * 1000))
-    settings.subscription.group.CopyFrom(connection.resource(group))
-    settings.subscription.subscriptions.add(
-        topic=connection.resource(topic),
-        expression=definition.FilterExpression(type=definition.FilterType.TAG, expression="*"),
-    )
-    return settings

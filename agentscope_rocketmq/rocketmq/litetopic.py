@@ -62,17 +62,29 @@ class LiteBatch:
     """Messages of one LiteTopic, in order of their offsets, none of them delivered before.
 
     The next batch of this LiteTopic comes when all of these are acked.
+
+    Attributes:
+        lite_topic: Its name.
+        messages: The messages.
+        reading: The number that was given when the LiteTopic was subscribed.
     """
 
     lite_topic: str
     messages: tuple[ReceivedMessage, ...]
+    reading: int
 
 
 @dataclass(frozen=True, slots=True)
 class LiteLost:
-    """Another consumer of the exclusive group took the LiteTopic over: nothing more comes here."""
+    """Another consumer of the exclusive group took the LiteTopic over: nothing more comes here.
+
+    Attributes:
+        lite_topic: Its name.
+        reading: The number that was given when the LiteTopic was subscribed.
+    """
 
     lite_topic: str
+    reading: int
 
 
 @dataclass(slots=True)
@@ -80,6 +92,7 @@ class Subscription:
     """What is known of one subscribed LiteTopic.
 
     Attributes:
+        reading: Number that tells one subscription of the LiteTopic from the next.
         start: Offset that was asked for; None where it is not known before the first message.
         newest: The message of the highest offset delivered; None before the first.
         unacked: Delivered and not given to `ack` yet, by offset: a redelivery brings a new receipt handle for the same
@@ -91,6 +104,7 @@ class Subscription:
         looked_again: How often the broker was asked since then to look at it again.
     """
 
+    reading: int = 0
     start: int | None = None
     newest: ReceivedMessage | None = None
     unacked: dict[int, ReceivedMessage] = field(default_factory=dict)
@@ -114,6 +128,11 @@ class Subscription:
     def due(self) -> int | None:
         """Offset that comes next, where that is known."""
         return self.start if self.newest is None else self.newest.offset + 1
+
+    def disown(self) -> None:
+        """What is un-acked is somebody else's now, or will be read again: its ack would commit it."""
+        for message in self.unacked.values():
+            message.receipt_handle = ""
 
     def lacks_what_is_before(self, message: ReceivedMessage) -> bool:
         """Whether messages before this one never came here, and were not looked for yet."""

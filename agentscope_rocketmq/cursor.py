@@ -1,0 +1,77 @@
+"""Cursors: where an event stands in its session. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from agentscope_rocketmq.errors import ReplayGapError
+
+__all__ = ["Cursor"]
+
+# Before the first event of a message an index is -1: what to go on from when a message is the oldest one kept.
+_CURSOR = re.compile(r"(?P<offset>0|[1-9][0-9]{0,18})\.(?P<index>-1|0|[1-9][0-9]{0,8})\.(?P<check>[0-9a-f]{12})")
+_CHECK_CHARACTERS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The place of an event: to go on after it, give this cursor, or its text, to `Session.events(after=…)`.
+
+    Its text is `offset.index.check`. It means something only in its own session.
+
+    Attributes:
+        offset: Offset of the message in the session's LiteTopic.
+        index: Number of the event among those that came with the message, from 0; -1 stands before the first.
+        check: Short hash of the message's id, so that another message at that offset is noticed.
+    """
+
+    offset: int
+    index: int
+    check: str
+
+    def __str__(self) -> str:
+        return f"{self.offset}.{self.index}.{self.check}"
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What orders the cursors of one session."""
+        return self.offset, self.index
+
+    def is_of(self, message_id: str) -> bool:
+        """Whether it points into that message."""
+        return self.check == _check(message_id)
+
+    @classmethod
+    def of(cls, offset: int, index: int, message_id: str) -> Cursor:
+        """The cursor of an event.
+
+        Args:
+            offset: Offset of its message.
+            index: Number of the event in it.
+            message_id: Id of the message.
+        """
+        return cls(offset, index, _check(message_id))
+
+    @classmethod
+    def parse(cls, text: str | Cursor) -> Cursor:
+        """Read a cursor's text; a cursor comes back as it is.
+
+        Raises:
+            ReplayGapError: It is none, so there is nothing that it could stand for.
+        """
+        if isinstance(text, Cursor):
+            return text
+        match = _CURSOR.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ReplayGapError(
+                f"{text!r:.80} is not a cursor of a session: give one as an event carried it, or start from an event "
+                "that is kept (from_start, since, tail).",
+                wanted=text,
+            )
+        return cls(int(match["offset"]), int(match["index"]), match["check"])
+
+
+def _check(message_id: str) -> str:
+    return hashlib.sha256(message_id.encode("utf-8", "replace")).hexdigest()[:_CHECK_CHARACTERS]

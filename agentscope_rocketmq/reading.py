@@ -1,0 +1,102 @@
+"""Where the reading of sessions begins: subscribing many at once, and freeing those that a dead reader left blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq.errors import BrokerError
+from agentscope_rocketmq.rocketmq.lite import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agentscope_rocketmq.channel import Channel
+    from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+
+__all__ = ["Reading"]
+
+logger = logging.getLogger(__name__)
+
+# When nothing comes for this long from where reading begins, a dead reader may hold what should.
+SILENCE = 1.0
+# How long the broker needs to apply a seek (rocketmq-facts.md: a poll in flight does).
+SEEK_APPLIES = 0.3
+
+
+class Reading:
+    """Subscribes sessions for `ReplyChannels`.
+
+    Args:
+        consumer: Reads.
+        channels: The sessions that are open, by LiteTopic; looked into, not changed.
+    """
+
+    def __init__(self, consumer: LiteConsumer, channels: Mapping[str, Channel]) -> None:
+        self._consumer = consumer
+        self._channels = channels
+        self._numbers = itertools.count(1)
+        self._silent: deque[tuple[float, str, int, Position]] = deque()
+        self._to_unblock = asyncio.Event()
+
+    async def begin(self, session: str, channel: Channel, at: Position | None) -> None:
+        """Read a session from there; None takes up where the application stopped.
+
+        Raises:
+            BrokerError: The subscription was refused.
+        """
+        channel.read_anew(next(self._numbers), resumes=at is None)
+        # The last message that was taken comes again, and shows where the application stands.
+        position = Position.tail(1) if at is None else at
+        try:
+            await self._consumer.subscribe([session], at=position, reading=channel.reading)
+        except BaseException:
+            channel.subscribed = False
+            raise
+        if at != Position.last():
+            target = Position.offset(0) if at is None else at
+            self._silent.append((asyncio.get_running_loop().time() + SILENCE, session, channel.reading, target))
+            self._to_unblock.set()
+
+    async def unblock(self) -> None:
+        """Free sessions that a dead reader left blocked; runs until it is cancelled.
+
+        A seek to the very offset where the group is does nothing, not even end the block of a batch that is out; and
+        where nothing was ever acked, neither does one that counts back from there. Going elsewhere and back does.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            self._to_unblock.clear()
+            if not self._silent:
+                await self._to_unblock.wait()
+                continue
+            await asyncio.sleep(max(0.0, self._silent[0][0] - loop.time()))
+            silent: dict[Position, list[str]] = defaultdict(list)
+            while self._silent and self._silent[0][0] <= loop.time():
+                _, session, reading, at = self._silent.popleft()
+                channel = self._channels.get(session)
+                if channel is not None and channel.silent and channel.subscribed and channel.reading == reading:
+                    silent[at].append(session)
+            for at, sessions in silent.items():
+                await self._go_and_return(sessions, at)
+
+    async def _go_and_return(self, sessions: list[str], at: Position) -> None:
+        away, back = next(self._numbers), next(self._numbers)
+        for session in sessions:
+            self._channels[session].reading = away  # what comes there comes again
+        try:
+            # As near as can be: whoever is killed just then has lost no more of its place.
+            await self._consumer.subscribe(sessions, at=Position.offset(at.value + 1))
+            await asyncio.sleep(SEEK_APPLIES)
+            here = [session for session in sessions if session in self._channels]
+            # Somebody may have gone elsewhere meanwhile, or left.
+            still = [s for s in here if self._channels[s].reading == away and self._channels[s].subscribed]
+            for session in still:
+                self._channels[session].reading, self._channels[session].resumes = back, False
+            await self._consumer.subscribe(still, at=at, reading=back)
+            await self._consumer.unsubscribe([session for session in sessions if session not in self._channels])
+        except BrokerError as error:
+            logger.warning("%s What a dead reader held comes when its time is over.", error)
