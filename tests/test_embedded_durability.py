@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections import defaultdict
+from typing import Any
 
 import grpc
 import pytest
@@ -40,7 +41,9 @@ def broker_process(data, *, fsync, before=()):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as running:
         assert running.stdout is not None
         try:
-            yield running, running.stdout.readline().strip()
+            endpoint = running.stdout.readline().strip()
+            assert endpoint, f"it did not start: {command}"
+            yield running, endpoint
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
@@ -65,6 +68,7 @@ class Ledger:
         self.may_be_committed: dict[tuple[str, str], int] = defaultdict(int)  # by group and place
         self.committed: dict[tuple[str, str], int] = defaultdict(int)
         self.at: dict[tuple[str, int], str] = {}  # by place and offset
+        self.held: dict[str, list[Any]] = defaultdict(list)  # topic -> messages with handles that may still be good
 
     def delivered(self, group, messages):
         """Check messages of a group whose messages are leased one by one."""
@@ -119,6 +123,8 @@ class Traffic:
             names = ["s1", "s2", f"new-in-run-{number}"]
             consumers = {topic: await peer("SIMPLE_CONSUMER", f"{topic}G", topic) for topic in (NORMAL, PRIORITY, FIFO)}
             consumers[LITE] = await peer("LITE_PUSH_CONSUMER", f"{LITE}G", LITE)
+            for topic, one in consumers.items():
+                await self.ack_late(one, topic)
             await consumers[LITE].sync(f"{LITE}G", LITE, "PARTIAL_ADD", names)
             async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as clients:
                 for work, *arguments in (
@@ -158,6 +164,22 @@ class Traffic:
         await self.ok(peer.send(*(message(topic, body, **system) for body in made)))
         self.ledger.sent[key].extend(made)
 
+    async def ack_late(self, peer, topic):
+        """Ack what came before the broker was killed. OK must mean what it says."""
+        ledger, group, held = self.ledger, f"{topic}G", self.ledger.held.pop(topic, None)
+        if not held:
+            return
+        ledger.may_be_done[group].update(bodies(held))
+        answer = await peer.ack(group, topic, held)
+        for item, entry in zip(held, answer.entries, strict=True):
+            if entry.status.code != Code.OK:
+                assert entry.status.code == Code.INVALID_RECEIPT_HANDLE
+            elif topic in (FIFO, LITE):
+                place, (offset,) = place_of(item), offsets([item])
+                ledger.committed[group, place] = max(ledger.committed[group, place], offset + 1)
+            else:
+                ledger.done[group].update(bodies([item]))
+
     async def read(self, peer, topic):
         ledger, group = self.ledger, f"{topic}G"
         _, messages = await peer.poll(group, topic, count=self.chance.randint(1, 16), invisible=10)
@@ -171,6 +193,8 @@ class Traffic:
         for item, fate in zip(messages, fates, strict=True):
             if fate == "hide":
                 await self.ok(peer.hide(group, topic, item, 0))
+            elif fate == "leave":
+                ledger.held[topic].append(item)
             elif fate == "bury":
                 ledger.may_be_done[group].update(bodies([item]))
                 await self.ok(bury(peer, group, topic, item))
@@ -180,6 +204,7 @@ class Traffic:
     async def read_in_order(self, peer, topic):
         ledger, group = self.ledger, f"{topic}G"
         _, messages = await peer.poll(group, topic, count=self.chance.randint(1, 32))
+        ledger.held[topic] = messages
         for place, batch in ledger.delivered_in_order(group, messages).items():
             share = len(batch) if self.chance.random() < 0.7 else self.chance.randrange(len(batch))
             acked, rest = batch[:share], batch[share:]

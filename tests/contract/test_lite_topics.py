@@ -109,6 +109,19 @@ async def test_a_batch_whose_time_is_over_comes_again_from_the_first_unacked_mes
     assert (offsets(again), attempts(again)) == ([2, 3], [2, 2])
 
 
+async def test_what_was_acked_behind_an_unacked_message_comes_again_with_it(producer, reader, lite):
+    name = fresh()
+    await subscribe(reader, lite, name)
+    await producer.send_lite(lite.topic, name, *range(5))
+    batch = await reader.take(lite.group, lite.topic, 5, invisible=20)
+    assert offsets(batch) == [0, 1, 2, 3, 4]
+    await reader.ack(lite.group, lite.topic, [batch[0], batch[2], batch[4]])
+    for item in (batch[1], batch[3]):
+        assert (await reader.hide(lite.group, lite.topic, item, 1)).status.code == Code.OK
+    again = await reader.take(lite.group, lite.topic, 4)
+    assert (offsets(again), attempts(again)) == ([1, 2, 3, 4], [2, 2, 2, 2])
+
+
 async def test_a_repeated_try_gets_its_batch_again(producer, reader, lite):
     name = fresh()
     await subscribe(reader, lite, name)

@@ -53,6 +53,8 @@ class Engine:
         catalog: Topics and groups.
         subscriptions: Who reads which LiteTopics.
         log: The messages.
+        serials: Numbers for deliveries.
+        first_serial: Deliveries with smaller numbers were made before the broker's start.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class Engine:
         self._alive = alive
         self._now = now
         # Numbers of deliveries; unique over restarts as long as the clock does not go back.
-        self.serials = itertools.count(int(now() * 1000) << 20)
+        self.first_serial = int(now() * 1000) << 20
+        self.serials = itertools.count(self.first_serial)
         self._waiters: dict[str, dict[int, Waiters]] = {}
         self._alarms: dict[tuple[int, int], asyncio.TimerHandle] = {}
 

@@ -345,6 +345,12 @@ class Reader:
         if queue is not None and (queue.topic != topic or (queue.lite_topic or "") != (lite_topic or "")):
             belongs = queue.topic if queue.lite_topic is None else f"{queue.topic}, LiteTopic {queue.lite_topic}"
             raise Refused(Code.INVALID_RECEIPT_HANDLE, f"receipt handle belongs to topic {belongs}: name that")
+        if queue is not None and handle.serial < self._engine.first_serial:
+            place = queue.consumers.get(group.id)
+            if place is None or (isinstance(place, InOrder) and handle.offset >= place.committed):
+                # Which batch was out is not kept. OK would be a promise that is not held.
+                text = "receipt handle is from before a restart: the message comes again"
+                raise Refused(Code.INVALID_RECEIPT_HANDLE, text)
         return handle, queue
 
 
