@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.authentication import SimpleUser
 
 from agentscope_rocketmq.errors import Unauthenticated
-from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, error_response
+from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, error_response, read_json
 from agentscope_rocketmq.owners import OWNER_HEADER, read_assertion
 from agentscope_rocketmq.routes import is_routing_header, new_context_id, new_task_id
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
         [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
     ]
 
-__all__ = ["OwnerGuard", "Receive", "Response", "cancelled", "http_scope", "request_name"]
+__all__ = ["OwnerGuard", "Receive", "Response", "cancelled", "http_scope", "request_name", "with_rpc_id"]
 
 _OWNER_HEADER = OWNER_HEADER.encode()
 
@@ -36,6 +38,21 @@ _OWNER_HEADER = OWNER_HEADER.encode()
 def request_name(envelope: RequestEnvelope) -> str:
     """What tells a request from all others, and is the same in all its deliveries."""
     return f"{envelope.request_id} {envelope.reply_topic} {envelope.lite_topic}"
+
+
+def with_rpc_id(envelope: RequestEnvelope, request: RpcRequest) -> RequestEnvelope:
+    """The request with a JSON-RPC id: that of its envelope where its caller gave none.
+
+    Java servers answer such requests; the a2a-sdk refuses them in A2A 0.3, and the answer goes by the envelope anyway.
+
+    Args:
+        envelope: The request.
+        request: What its body says.
+    """
+    if request.id is not None or request.method is None:
+        return envelope
+    body = {**read_json(envelope.body), "id": envelope.request_id}
+    return replace(envelope, body=json.dumps(body, ensure_ascii=False))
 
 
 def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str, attempt: int) -> dict[str, Any]:

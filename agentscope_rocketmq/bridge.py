@@ -16,7 +16,7 @@ import uuid
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Self
 
-from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name
+from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
 from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
@@ -365,6 +365,7 @@ class Bridge:
 
     async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> bool:
         """Run a request through the app and publish its response; whether it is complete on the broker."""
+        envelope = with_rpc_id(envelope, request)
         encoder = ReplyEncoder(
             envelope.request_id,
             peer_reads_batches=envelope.reads_batches,

@@ -7,6 +7,7 @@ the Java reference gets its own format: one event a message with an SSE id, then
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -313,10 +314,14 @@ class ReplyEncoder:
     def _as_rpc_response(self, text: str) -> str:
         """Replace what the Java client could not read: an error page, or nothing."""
         try:
-            if isinstance(read_json(text), dict):
-                return text
+            response = read_json(text)
         except ValueError:
-            pass
+            response = None
+        if isinstance(response, dict):
+            if "result" in response or "error" in response:
+                return text
+            # The a2a-sdk leaves a result of nothing out.
+            return json.dumps({**response, "result": None}, ensure_ascii=False)
         return error_response(
             self._rpc_id,
             INTERNAL_ERROR,

@@ -347,7 +347,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
     def forget(self, pending: PendingResponse) -> None:
         """A response was read to its end, or closed before."""
         self._pending.discard(pending)
-        self._carrier.replies.forget(pending)
+        with contextlib.suppress(ClosedError):  # all calls ended with the client
+            self._carrier.replies.forget(pending)
 
     async def aclose(self) -> None:
         """Leave the session's LiteTopic; calls that still wait end. Repeated calls are safe."""

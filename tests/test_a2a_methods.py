@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -113,6 +114,15 @@ async def test_line_separators_inside_a_text_do_not_tear_a_stream_apart(module_c
     text = "one\u2028two\u2029three\x85four"
     async with calling(module_config, server) as client:
         assert await reply(client, f"say {text}") == f"said say {text}"
+
+
+async def test_a_request_without_a_json_rpc_id_is_answered_over_rocketmq(module_config, server):
+    # Java servers do so as well; over HTTP the a2a-sdk refuses it.
+    body = {"jsonrpc": "2.0", "method": "tasks/get", "params": {"id": "no-such-task"}}
+    async with calling(module_config, server, version="0.3") as client:
+        transport: Any = client._transport  # type: ignore[attr-defined]
+        response = await transport.httpx_client.post(transport.url, json=body)
+    assert response.json()["error"]["code"] == -32001
 
 
 async def test_a_thousand_events_arrive_in_order(client):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
-from tests.agents import make_echo_agent
+from tests.agents import Gate, make_blocked_agent, make_echo_agent
 from tests.faults import Wire
 from tests.services import card_for, reply, server_for
 from tests.waiting import LIMIT, closed_port, take, until
@@ -197,6 +198,18 @@ async def test_a_start_takes_its_time_once_and_not_for_each_step(engine, make_to
             await consumer.start()
         assert loop.time() - begun < 4 + 2 + 3  # and the farewell
         wire.pass_on()
+
+
+async def test_a_response_may_be_closed_after_its_client(config, topic):
+    gate = Gate()
+    message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hello"}]}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": message}}
+    async with server_for(make_blocked_agent(gate), config, topic), RocketMQ(config, card_cache=None) as rocketmq:
+        client: Any = await rocketmq.client(card_for(config, topic))
+        async with client._transport.httpx_client.stream("POST", client._transport.url, json=body) as response:
+            assert await anext(response.aiter_lines())
+            await rocketmq.aclose()
+        gate.open.set()
 
 
 async def test_a_closed_object_says_so(config):
