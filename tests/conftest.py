@@ -99,8 +99,18 @@ def engines_of(config: pytest.Config) -> tuple[str, ...]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "chosen_engine" in metafunc.fixturenames:
+    own = any("chosen_engine" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "chosen_engine" in metafunc.fixturenames and not own:
         metafunc.parametrize("chosen_engine", engines_of(metafunc.config), scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one group run one after the other because of what they share on an engine: each engine has its own."""
+    for item in items:
+        engine = getattr(item, "callspec", None) and item.callspec.params.get("chosen_engine")  # type: ignore[attr-defined]
+        if engine is not None and item.get_closest_marker("xdist_group") is not None:
+            item.add_marker(pytest.mark.xdist_group(engine))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
