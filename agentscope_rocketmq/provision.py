@@ -51,13 +51,13 @@ _FOR_EVER = -1
 _MESSAGE_TYPE = "message.type"
 _EXPIRATION = "lite.topic.expiration"
 _BOUND_TOPIC = "lite.bind.topic"
-_LITE_GROUP_ATTRIBUTES = {
-    # One reader of a LiteTopic at a time, so that another process can take it over cleanly.
-    "lite.sub.model": "Exclusive",
+_MANY_SESSIONS = {
     # RocketMQ's defaults (400 and 2,000) make a burst over many sessions trickle.
     "lite.sub.client.max.event.cnt": "20000",
     "lite.sub.client.quota": "20000",
 }
+# One reader of a LiteTopic at a time, so that another process can take it over cleanly.
+_LITE_GROUP_ATTRIBUTES = {"lite.sub.model": "Exclusive", **_MANY_SESSIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ def plan(
     config: RocketMQConfig,
     *,
     retention_minutes: int = DEFAULT_RETENTION_MINUTES,
+    java_groups: Iterable[str] = (),
 ) -> ProvisionPlan:
     """What these agents, and whoever calls them with this configuration, need.
 
@@ -116,6 +117,8 @@ def plan(
         config: Reply and state topics and groups, namespace.
         retention_minutes: How long a LiteTopic, and with it a conversation, is kept after its last message; 15 to
             35,791, or -1 as long as the brokers keep messages.
+        java_groups: Further groups of the reply topic, for callers in Java: ordered, since these take a stream's events
+            in the order in which they are handed over.
 
     Raises:
         CardError: A card can't be read, or has no RocketMQ interface.
@@ -156,6 +159,13 @@ def plan(
         for reader in readers:
             group = _full_name(config.namespace, reader)
             groups[group] = GroupSettings(group, {_BOUND_TOPIC: topic, **_LITE_GROUP_ATTRIBUTES})
+    reply_topic = _full_name(config.namespace, config.reply_topic)
+    for group in (_full_name(config.namespace, name) for name in java_groups):
+        if group in groups:
+            raise ConfigurationError(
+                f"Group {group!r} is one of this package's own: choose another name for the group of Java callers."
+            )
+        groups[group] = GroupSettings(group, {_BOUND_TOPIC: reply_topic, **_MANY_SESSIONS}, ordered=True)
     return ProvisionPlan(tuple(topics.values()), tuple(groups.values()))
 
 
@@ -217,7 +227,8 @@ def mqadmin_lines(plan: ProvisionPlan, *, namesrv: str, cluster: str = "DefaultC
         )
     for group in plan.groups:
         attributes = ["--attributes", _modification(group.attributes)] if group.attributes else []
-        lines.append(["mqadmin", "updateSubGroup", *where, "-g", group.name, *attributes])
+        ordered = ["-o", "true"] if group.ordered else []
+        lines.append(["mqadmin", "updateSubGroup", *where, "-g", group.name, *attributes, *ordered])
     return [shlex.join(line) for line in lines]
 
 
@@ -265,7 +276,7 @@ async def _apply_group(admin: Admin, broker: str, wanted: GroupSettings) -> Outc
             f"Group {wanted.name!r} exists at {broker} and is bound to LITE topic {bound!r}: choose another name, or "
             "delete it first (mqadmin deleteSubGroup)."
         )
-    if found is not None and _has(found.attributes, wanted.attributes):
+    if found is not None and _has(found.attributes, wanted.attributes) and found.ordered >= wanted.ordered:
         return Outcome.UNCHANGED
     await admin.put_group(broker, wanted)
     written = await admin.group(broker, wanted.name)

@@ -170,6 +170,28 @@ async def test_other_settings_of_a_group_survive(engine, make_topic):
     assert after == {**before, "attributes": {"lite.bind.topic": names.topic, **EXCLUSIVE}}
 
 
+async def test_a_group_for_java_callers_is_ordered_and_shared(engine):
+    config = fresh(engine)
+    java = unique("JavaGroup")
+    planned = plan([], config, java_groups=[java])
+    wanted = planned.groups[-1]
+    assert wanted.ordered
+    assert set(wanted.attributes) == {"lite.bind.topic", *EXCLUSIVE} - {"lite.sub.model"}
+    assert mqadmin_lines(planned, namesrv="n:1")[-1].endswith(" -o true")
+    async with Admin(engine.namesrv) as admin:
+        (broker,) = (await admin.brokers()).values()
+        # One that is there already, not ordered.
+        await apply(ProvisionPlan(planned.topics, (GroupSettings(java, wanted.attributes),)), config)
+        for outcome in (Outcome.CHANGED, Outcome.UNCHANGED):
+            assert (await apply(planned, config))[-1].outcome is outcome
+            assert await admin.group(broker, java) == wanted
+
+
+def test_a_group_for_java_callers_is_none_of_our_own():
+    with pytest.raises(ConfigurationError, match="another name"):
+        plan([], RocketMQConfig(), java_groups=["CID_HOST_AGENT_LITE"])
+
+
 async def test_a_group_is_made_ordered_and_stays_so(engine, make_topic):
     # As mqadmin's `-o true` does: the Java client hands over what it reads in order only then.
     names = await make_topic("LITE", group_attributes={})

@@ -38,6 +38,12 @@ def provision(
             show_default="4320, which is 3 days",
         ),
     ] = None,
+    java_group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP", help="Also make this group of the reply topic, ordered, for callers in Java. Repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the topics and consumer groups that agents and their callers need. Safe to repeat."""
@@ -53,7 +59,8 @@ def provision(
 
     config = RocketMQConfig.from_env()
     minutes = DEFAULT_RETENTION_MINUTES if retention is None else retention
-    wanted = plan([_load(card) for card in cards or ()], config, retention_minutes=minutes)
+    agents = [_load(card) for card in cards or ()]
+    wanted = plan(agents, config, retention_minutes=minutes, java_groups=java_group or ())
     if print_only:
         lines = mqadmin_lines(wanted, namesrv=namesrv or _USUAL_NAMESRV, cluster=cluster or "DefaultCluster")
         print(json.dumps(lines) if as_json else "\n".join(lines))

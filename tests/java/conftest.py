@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings
+from agentscope_rocketmq.provision import apply, plan
 from tests.conftest import APACHE, EMBEDDED, Engine, engine_of, engines_of, unique
 
 if TYPE_CHECKING:
@@ -41,8 +41,5 @@ class JavaReplies:
 async def java_replies(module_config: RocketMQConfig) -> JavaReplies:
     """A group of the reply topic as the Java client needs it: ordered, since it trusts the order of arrival."""
     replies = JavaReplies(module_config.reply_topic, unique("JavaReplyGroup"))
-    settings = GroupSettings(replies.group, {"lite.bind.topic": replies.topic}, ordered=True)
-    async with Admin(module_config.namesrv or "") as admin:
-        for broker in (await admin.brokers()).values():
-            await admin.put_group(broker, settings)
+    await apply(plan([], module_config, java_groups=[replies.group]), module_config)
     return replies

@@ -79,30 +79,28 @@ class JavaServer:
 
     def __init__(self, config: RocketMQConfig, names: Names, *, name: str = "java", answer: str | None = None) -> None:
         self._process = _Process()
-        self._config = config
-        self._names = names
-        self._name = name
         self._answer = answer
+        self.properties = {
+            "rocketMQEndpoint": config.endpoint,
+            "bizTopic": names.topic,
+            "bizConsumerGroup": names.group,
+            "workAgentResponseTopic": config.state_topic,
+            "workAgentResponseGroupID": config.state_group,
+            "peer.name": name,
+        }
+        """What it is told at its start."""
         self.url = ""
         """Its HTTP endpoint, where its card is."""
 
     async def __aenter__(self) -> Self:
-        properties = {
-            "rocketMQEndpoint": self._config.endpoint,
-            "bizTopic": self._names.topic,
-            "bizConsumerGroup": self._names.group,
-            "workAgentResponseTopic": self._config.state_topic,
-            "workAgentResponseGroupID": self._config.state_group,
-            "peer.name": self._name,
-        }
         if self._answer is not None:
             file = self._process.log.with_name("answer.txt")
             file.write_text(self._answer, encoding="utf-8")
-            properties["peer.answer"] = str(file)
+            self.properties["peer.answer"] = str(file)
         try:
             built = await asyncio.to_thread(build)
             process = await self._process.launch(
-                "-jar", str(built / "quarkus-run.jar"), properties=properties, piped=False
+                "-jar", str(built / "quarkus-run.jar"), properties=self.properties, piped=False
             )
             async with asyncio.timeout(START_SECONDS):
                 while not self._ready():

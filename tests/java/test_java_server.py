@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,7 +25,7 @@ from a2a.utils.errors import A2AError, TaskNotCancelableError, TaskNotFoundError
 
 from agentscope_rocketmq import RocketMQ
 from agentscope_rocketmq.card import card_to_dict, parse_card
-from tests.java.peers import JavaServer
+from tests.java.peers import PROJECT, JavaServer
 from tests.services import request
 from tests.waiting import LIMIT
 
@@ -87,6 +89,14 @@ def text_of(events):
 
 def chunk(event):
     return "".join(part.text for part in event.artifact_update.artifact.parts)
+
+
+async def test_it_is_started_as_the_docs_say(server):
+    page = Path(__file__).parents[2].joinpath("docs", "java.md").read_text(encoding="utf-8")
+    settings = {name for name in server.properties if not name.startswith("peer.")}
+    assert set(re.findall(r"-D(\w+)=", page)) == settings
+    for line in PROJECT.joinpath("src/main/resources/application.properties").read_text().splitlines():
+        assert line in page or not line.startswith("quarkus.index-dependency")
 
 
 async def test_its_card_leads_to_rocketmq_and_a2a_0_3(client, rocketmq, module_topic, module_config, repetition):

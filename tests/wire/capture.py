@@ -31,7 +31,6 @@ from agentscope_rocketmq.card import card_to_dict, parse_card
 from agentscope_rocketmq.dev import ApacheRocketMQ
 from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.provision import apply, plan
-from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.commanded import Commanded
 from tests.conftest import Names
@@ -112,10 +111,8 @@ async def cluster() -> AsyncIterator[RocketMQConfig]:
             state_topic="Servers",
             state_group="CID_SERVERS_LITE",
         )
-        await apply(plan([parse_card(card_for(config, WORKER.topic))], config), config)
-        async with Admin(apache.namesrv) as admin:
-            ordered = GroupSettings(JAVA_REPLIES.group, {"lite.bind.topic": JAVA_REPLIES.topic}, ordered=True)
-            await admin.put_group(apache.broker_address, ordered)
+        cards = [parse_card(card_for(config, WORKER.topic))]
+        await apply(plan(cards, config, java_groups=[JAVA_REPLIES.group]), config)
         yield config
     finally:
         await asyncio.to_thread(apache.stop)
