@@ -9,13 +9,13 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq import RocketMQConfig
-from agentscope_rocketmq.dev.apache import ApacheRocketMQ
+from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 from agentscope_rocketmq.provision import apply, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-APACHE = "apache"
+EMBEDDED, APACHE = "embedded", "apache"
 
 
 @contextlib.asynccontextmanager
@@ -23,13 +23,14 @@ async def provisioned(engine: str, make_card: Callable[[str, str], dict[str, Any
     """A configuration and a card whose topics and groups exist, on a launched or a given RocketMQ.
 
     Args:
-        engine: `apache` launches one; `HOST:PORT` is the endpoint of one that runs, whose name server is
+        engine: `embedded` and `apache` launch one; `HOST:PORT` is the endpoint of one that runs, whose name server is
             `ROCKETMQ_NAMESRV`.
         make_card: Endpoint and topic -> card.
     """
     with contextlib.ExitStack() as stack:
-        if engine == APACHE:
-            launched = ApacheRocketMQ(on_progress=print)
+        if engine in (EMBEDDED, APACHE):
+            launched: ApacheRocketMQ | EmbeddedRocketMQ
+            launched = EmbeddedRocketMQ() if engine == EMBEDDED else ApacheRocketMQ(on_progress=print)
             await asyncio.to_thread(launched.start)
             stack.callback(launched.stop)
             endpoint, namesrv = launched.endpoint, launched.namesrv

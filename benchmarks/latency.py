@@ -1,6 +1,6 @@
 """Latency of A2A over RocketMQ, beside the same agent over plain HTTP and beside a bare RocketMQ round trip.
 
-    scripts/bench latency [--engine apache|HOST:PORT] [--calls 2000] [--streams 200] [--events 50]
+    scripts/bench latency [--engine embedded|apache|HOST:PORT] [--calls 2000] [--streams 200] [--events 50]
 
 Calls are sequential; the three are taken in turn, so that a change of the machine's speed meets all of them. Exits
 non-zero when an answer was lost or wrong, events were out of order, or anything over RocketMQ took over 2 s.
@@ -184,7 +184,7 @@ def _without_rocketmq(published: Any) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default=APACHE, metavar="apache|HOST:PORT")
+    parser.add_argument("--engine", default=APACHE, metavar="embedded|apache|HOST:PORT")
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--events", type=int, default=50)
