@@ -15,7 +15,6 @@ SUITES = (
     "tests/test_card.py",
     "tests/test_workers.py::test_two_supervisors_each_receive_on_their_own_lite_topic",
     "tests/test_travel_assistant.py::test_the_weather_found_is_in_the_message_on_the_travel_topic_and_in_the_plan",
-    "tests/test_travel_agents.py",
 )
 # rocketmq-python-client asks for any grpcio-tools, though it uses none; old ones can't be built any more.
 CONSTRAINTS = "grpcio-tools>=1.68\n"
@@ -31,7 +30,7 @@ def lowest_python(tmp_path_factory):
     _uv("venv", str(folder / "venv"), "--python", sys.executable)
     install = ("pip", "install", "--python", str(python))
     _uv(*install, "--resolution", "lowest-direct", "--constraint", str(constraints), str(ROOT))
-    _uv(*install, "pytest", "pytest-asyncio", "hypothesis")
+    _uv(*install, "pytest", "pytest-asyncio", "pytest-xdist", "hypothesis")
     return python
 
 

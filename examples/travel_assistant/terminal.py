@@ -104,8 +104,9 @@ class Terminal:
 
     def _request(self, call: _Call) -> None:
         if call.route is not None:
-            self._print(f"[Supervisor → {call.route.agent} · {call.route.request}] ", style="cyan")
-            self._print(f"{_only_argument(call.arguments)}\n")
+            self._print(f"[Supervisor → {call.route.agent} · {call.route.request}]", style="cyan")
+            # Older versions of Rich drop a space at the end of what is wider than the terminal.
+            self._print(f" {_only_argument(call.arguments)}\n")
 
     def _answer(self, call: _Call, delta: str) -> None:
         if call.route is not None and not call.answering:
