@@ -17,7 +17,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
-from agentscope_rocketmq.envelope import RequestEnvelope
+from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
@@ -270,14 +270,16 @@ class Bridge:
     async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
-        if key in self._answered or key in self._running:
+        if key in self._answered or key in self._running or delivery.time_left(envelope) <= 0:
             return False
         task = asyncio.current_task()
         if task is not None:
             self._watched.add(task)
         try:
             delivery.park()  # it is no work here
-            outcome = await self._handover.offer(envelope, instance, attempt=delivery.attempt)
+            outcome = await self._handover.offer(
+                envelope, instance, attempt=delivery.attempt, time_left=delivery.time_left(envelope)
+            )
         finally:
             if task is not None:
                 self._watched.discard(task)
@@ -393,7 +395,10 @@ class Bridge:
             elif request.runs_agent:
                 tier = delivery.tier_with(envelope.headers)
                 async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
-                    await self._call_app(envelope, delivery, response)
+                    if delivery.time_left(envelope) > 0:
+                        await self._call_app(envelope, delivery, response)
+                    else:
+                        self._expire(envelope, response)
             else:
                 await self._call_app(envelope, delivery, response)
             response.changed.set()
@@ -410,6 +415,16 @@ class Bridge:
             response.over.set()
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
+
+    def _expire(self, envelope: RequestEnvelope, response: Response) -> None:
+        """Nobody waits for it any more; whoever reads the session's log later finds why it has no answer."""
+        self.counters.expired += 1
+        logger.info("Request %s was not begun: its caller's total time had run out", envelope.request_id)
+        response.encoder.fail(
+            INTERNAL_ERROR,
+            f"The total time limit ({envelope.seconds(TOTAL_TIMEOUT_HEADER):g} s) of request {envelope.request_id} ran "
+            "out before a worker could begin: the agent has not seen it. Start more workers, or raise the limit.",
+        )
 
     async def _call_app(self, envelope: RequestEnvelope, delivery: Delivery, response: Response) -> None:
         receive = Receive(envelope.body.encode(), response.over)

@@ -149,7 +149,14 @@ class ReplyChannels:
                     await self._consumer.unsubscribe([session])
 
     def expect(
-        self, session: str, request_id: str, *, idle: float | None, total: float | None, agent: str
+        self,
+        session: str,
+        request_id: str,
+        *,
+        idle: float | None,
+        total: float | None,
+        agent: str,
+        ack: float | None = None,
     ) -> PendingResponse:
         """Register a call, before its request is sent.
 
@@ -159,6 +166,7 @@ class ReplyChannels:
             idle: Seconds without a message after which it times out; None for no such limit.
             total: Seconds after which it times out; None for no such limit.
             agent: Topic of the agent that is asked, for those who listen to the session.
+            ack: Seconds until a server must have taken the request; None counts `idle` from now.
 
         Raises:
             SessionTakenOver: Another reader has the session now.
@@ -166,7 +174,7 @@ class ReplyChannels:
         """
         channel = self._usable(session)
         now = asyncio.get_running_loop().time()
-        call = self._exchange.open(request_id, idle=idle, total=total, now=now)
+        call = self._exchange.open(request_id, idle=idle, total=total, ack=ack, now=now)
         pending = PendingResponse(
             call, session=session, limits=self._limits, on_taken=functools.partial(self._settle, channel)
         )

@@ -30,6 +30,7 @@ from agentscope_rocketmq.card import (
 )
 from agentscope_rocketmq.channels import ReplyChannels
 from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
+from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
 from agentscope_rocketmq.fetch import CardFetcher, default_cache
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
@@ -39,7 +40,7 @@ from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
 from agentscope_rocketmq.session import ANONYMOUS, Session, lite_topic_name
-from agentscope_rocketmq.transport import TOTAL_TIMEOUT_HEADER, Carrier, RocketMQTransport
+from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, Carrier, RocketMQTransport
 
 if TYPE_CHECKING:
     import os
@@ -69,17 +70,22 @@ OBSERVER_SUFFIX = "_OBSERVER"
 
 
 def call_context(
-    *, idle: float | None = None, total: float | None = None, priority: str | None = None
+    *,
+    ack: float | None = None,
+    idle: float | None = None,
+    total: float | None = None,
+    priority: str | None = None,
 ) -> ClientCallContext:
     """Timeouts and urgency of one call, to be given as `context=` to a method of an a2a-sdk client.
 
     Args:
-        idle: Seconds between two events of the response, and before the first; None keeps the client's.
+        ack: Seconds for a worker to take the request; None keeps the client's.
+        idle: Seconds between two signs of life of the response; None keeps the client's.
         total: Seconds for the call as a whole; None keeps the client's.
         priority: `high`, `normal` or `low`; None keeps the client's.
     """
-    given = {TOTAL_TIMEOUT_HEADER: None if total is None else f"{total:g}", PRIORITY_HEADER: priority}
-    parameters = {name: value for name, value in given.items() if value is not None}
+    given = {ACK_TIMEOUT_HEADER: ack, TOTAL_TIMEOUT_HEADER: total, PRIORITY_HEADER: priority}
+    parameters = {name: str(value) for name, value in given.items() if value is not None}
     return ClientCallContext(timeout=idle, service_parameters=parameters or None)
 
 

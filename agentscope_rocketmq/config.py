@@ -89,8 +89,12 @@ class Timeouts(BaseModel):
     Attributes:
         connect: To reach a broker that has not answered yet.
         send: For one message to be accepted by the broker, retries and reconnects included.
-        idle: Between two events of a response (and before the first). None waits for ever.
-        total: For a call from its sending to its last event. None sets no such limit.
+        ack: For a worker to take a request, from its sending: how long it may lie on the broker. None: `idle` counts
+            from the sending.
+        idle: Between two signs of life of a response. A worker gives one for as long as its agent is at work, also
+            when the agent says nothing, so this runs out when the worker is gone. None waits for ever.
+        total: For a call from its sending to its last event. It travels with the request: what could not be begun
+            before is not begun at all. None sets no such limit.
         lease: How long a request stays invisible to other workers without being renewed (10 s to 12 h, which is what
             a proxy takes). It is renewed every third of that while its agent works, so a dead worker's request goes to
             another one after at most this long.
@@ -103,6 +107,7 @@ class Timeouts(BaseModel):
 
     connect: float = Field(default=10.0, gt=0)
     send: float = Field(default=30.0, gt=0)
+    ack: float | None = Field(default=None, gt=0)
     idle: float | None = Field(default=300.0, gt=0)
     total: float | None = Field(default=3600.0, gt=0)
     lease: float = Field(default=30.0, ge=10, le=12 * 3600)

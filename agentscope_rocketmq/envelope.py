@@ -11,6 +11,7 @@ is wrong into an EnvelopeError.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,18 +24,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_HEADER",
+    "IDLE_TIMEOUT_HEADER",
     "MAX_HEADERS",
     "MAX_HEADER_BYTES",
+    "TOTAL_TIMEOUT_HEADER",
     "ReplyAddress",
     "RequestEnvelope",
     "ResponseEnvelope",
     "encoded_size",
     "is_carried_header",
     "is_header",
+    "read_seconds",
 ]
 
 BATCH_HEADER = "x-rocketmq-a2a"
 """Request header that says, with the value `1`: this caller reads batches and what is ours of a response."""
+
+IDLE_TIMEOUT_HEADER = "x-rocketmq-idle-timeout"
+"""Request header, in seconds: how long the caller waits between two signs of life."""
+
+TOTAL_TIMEOUT_HEADER = "x-rocketmq-total-timeout"
+"""Request header, in seconds: how long the caller waits for the whole response, from its sending."""
 
 MAX_HEADERS = 128
 """Most headers that an envelope may carry."""
@@ -108,6 +118,11 @@ class RequestEnvelope:
     def reads_batches(self) -> bool:
         """Whether the caller announces our additions to the Java format."""
         return any(name.lower() == BATCH_HEADER and value.strip() == "1" for name, value in self.headers.items())
+
+    def seconds(self, header: str) -> float | None:
+        """The seconds that a header names; None where it is not there, or no number above 0."""
+        text = next((value for name, value in self.headers.items() if name.lower() == header), None)
+        return None if text is None else read_seconds(text)
 
     def encode(self) -> bytes:
         """Write the message body."""
@@ -218,6 +233,15 @@ class ResponseEnvelope:
 def encoded_size(text: str) -> int:
     """Bytes that a text takes up inside an envelope, its escapes counted, its quotes not."""
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2
+
+
+def read_seconds(text: str) -> float | None:
+    """Read a number of seconds; None for what is none, or not above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
 
 
 def is_header(name: str, value: str) -> bool:

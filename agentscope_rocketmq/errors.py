@@ -18,7 +18,7 @@
     │   ├── Throttled                 flow control lasted longer than the caller's deadline
     │   └── IllegalRequest            a name or a property that RocketMQ does not accept
     ├── CallError                     an A2A call over RocketMQ ended without its answer
-    │   ├── CallTimeout               idle or total time ran out; says which
+    │   ├── CallTimeout               ack, idle or total time ran out; says which
     │   ├── ResponseTooSlow           the reader of a stream did not keep up
     │   └── ResponseCorrupt           what came back can't be put together
     ├── SessionTakenOver              another reader opened this session
@@ -166,10 +166,11 @@ class CallError(AgentScopeRocketMQError):
 
 
 class CallTimeout(CallError, TimeoutError):
-    """Idle or total time of a call ran out.
+    """Ack, idle or total time of a call ran out.
 
     Attributes:
-        which: `"idle"` (nothing arrived for that long) or `"total"` (the call as a whole took that long).
+        which: `"ack"` (no worker took the request), `"idle"` (nothing arrived for that long) or `"total"` (the call as
+            a whole took that long).
         seconds: The limit that ran out.
     """
 

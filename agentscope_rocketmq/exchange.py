@@ -219,6 +219,7 @@ class Call:
         total: float | None,
         now: float,
         owner: Exchange,
+        ack: float | None = None,
         midway: bool = False,
     ) -> None:
         self.request_id = request_id
@@ -230,6 +231,7 @@ class Call:
         self.run: str | None = None
         self.restarts = 0
         self.missing = 0
+        self._ack = ack
         self._idle = idle
         self._total = total
         self._opened_at = now
@@ -283,7 +285,8 @@ class Call:
         if self.finished:
             return None
         settle_at = self._order.settle_at if self._order else None
-        idle_at = None if self._idle is None else self._fed_at + self._idle
+        idle = self._idle if self.begun or self._ack is None else self._ack
+        idle_at = None if idle is None else self._fed_at + idle
         total_at = None if self._total is None else self._opened_at + self._total
         # A stream that only waits for stragglers is not idle.
         deadlines = (idle_at if settle_at is None else settle_at, total_at)
@@ -299,7 +302,7 @@ class Call:
             The texts that became deliverable, as `feed`.
 
         Raises:
-            CallTimeout: Idle or total time ran out.
+            CallTimeout: Idle, total or ack time ran out.
         """
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
@@ -311,6 +314,8 @@ class Call:
             return texts
         if self._total is not None and now >= self._opened_at + self._total:
             raise self._timeout("total", self._total, "did not end")
+        if self._ack is not None and not self.begun:
+            raise self._timeout("ack", self._ack, "did not begin")
         raise self._timeout("idle", self._idle or 0.0, "brought nothing new")
 
     def give_up(self) -> list[str]:
@@ -406,7 +411,14 @@ class Exchange:
         return len(self._calls)
 
     def open(
-        self, request_id: str, *, idle: float | None, total: float | None, now: float, midway: bool = False
+        self,
+        request_id: str,
+        *,
+        idle: float | None,
+        total: float | None,
+        now: float,
+        ack: float | None = None,
+        midway: bool = False,
     ) -> Call:
         """Begin to wait for a response; do it before the request is sent.
 
@@ -415,6 +427,7 @@ class Exchange:
             idle: Seconds between two messages of the response, and before the first; None waits for ever.
             total: Seconds from now to its last message; None sets no limit.
             now: The time, in seconds of any steady clock, the same in every call.
+            ack: Seconds until a server must have taken the request; None counts `idle` from now.
             midway: What came before is somebody else's: the first number that is seen is the one to begin with.
 
         Raises:
@@ -422,7 +435,7 @@ class Exchange:
         """
         if request_id in self._calls:
             raise ValueError(f"Request {request_id} is being waited for already.")
-        call = Call(request_id, idle=idle, total=total, now=now, owner=self, midway=midway)
+        call = Call(request_id, idle=idle, total=total, ack=ack, now=now, owner=self, midway=midway)
         self._calls[request_id] = call
         return call
 

@@ -12,10 +12,12 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 import uuid
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.errors import BrokerError
 from agentscope_rocketmq.jsonrpc import read_json
 from agentscope_rocketmq.rocketmq.message import Message
@@ -108,16 +110,19 @@ class Handover:
         self._send_timeout = send_timeout
         self._offers: dict[str, _Waiting] = {}
 
-    async def offer(self, envelope: RequestEnvelope, to: str, *, attempt: int) -> Outcome:
+    async def offer(self, envelope: RequestEnvelope, to: str, *, attempt: int, time_left: float) -> Outcome:
         """Have a request answered by another instance, and wait for its end. The caller keeps the lease meanwhile.
 
         Args:
             envelope: The request; its answer goes to its caller.
             to: LiteTopic of the instance.
             attempt: Which delivery of the request this is, from 0.
+            time_left: Seconds for which its caller still waits.
         """
         offer_id = uuid.uuid4().hex
         headers = {OFFER_HEADER: offer_id, OFFERED_BY_HEADER: self._instance, OFFER_ATTEMPT_HEADER: str(attempt)}
+        if time_left < math.inf:
+            headers[TOTAL_TIMEOUT_HEADER] = f"{time_left:.3f}"
         offered = dataclasses.replace(envelope, headers={**envelope.headers, **headers})
         waiting = self._offers[offer_id] = _Waiting()
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from agentscope_rocketmq.envelope import ReplyAddress
+from agentscope_rocketmq.envelope import IDLE_TIMEOUT_HEADER, ReplyAddress
 from agentscope_rocketmq.errors import BrokerError, TopicNotFound
 from agentscope_rocketmq.jsonrpc import INVALID_REQUEST
 from agentscope_rocketmq.reply import error_envelope
@@ -27,6 +27,10 @@ _REPLY_SECONDS = 300.0
 # A proxy says of a topic that it does not exist while it can't reach the broker, and a while after.
 _MISSING_TOPIC_SECONDS = 60.0
 _MISSING_TOPIC_PAUSE = 2.0
+# How often a caller hears that its request is worked on, unless it wants to hear it more often.
+_FIRST_BEAT = 1.0
+_BEAT = 10.0
+_LEAST_BEAT = 0.3
 
 
 class Publisher:
@@ -44,19 +48,30 @@ class Publisher:
     async def publish(self, envelope: RequestEnvelope, response: Response) -> bool:
         """Send a response's messages one after the other; what piles up meanwhile rides in the next.
 
+        While the app says nothing, callers that read batches get a sign of life, three of them in their idle time.
+
         Returns:
             Whether the request is done with: all is on the broker, or no worker could put it there.
         """
         encoder = response.encoder
+        idle = envelope.seconds(IDLE_TIMEOUT_HEADER)
+        rest = _BEAT if idle is None else min(_BEAT, max(_LEAST_BEAT, idle / 3))
+        # That it is taken is said soon, that it is still worked on for as long as nothing else is to be said.
+        patience = min(_FIRST_BEAT, rest)
         while not encoder.finished:
             reply = encoder.take()
             if reply is None:
                 response.changed.clear()
                 response.drained.set()
-                await response.changed.wait()
+                try:
+                    async with asyncio.timeout(patience):
+                        await response.changed.wait()
+                except TimeoutError:
+                    encoder.begin()
                 continue
             try:
                 await self._send(envelope.reply_topic, envelope.lite_topic, reply)
+                patience = rest
             except BrokerError as error:
                 # The agent goes on: its task can be asked for. A worker that could reach the broker may answer
                 # better; where the reply topic itself is refused, none could.

@@ -124,11 +124,12 @@ class ReplyEncoder:
         return self._complete
 
     def begin(self) -> None:
-        """Let the caller know at once that its request is taken, before the app says anything.
+        """Let the caller know that its request is taken, or still worked on, where the app says nothing.
 
-        The next message is an opening one without body, which names this instance. The Java format has no such.
+        The next message is one without body, unless there is something to send meanwhile; the first one of a response
+        names this instance. The Java format has no such.
         """
-        self._begins = self._batches and self._seq == 0
+        self._begins = self._batches
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Take the status and the headers of the app's response."""
@@ -211,7 +212,8 @@ class ReplyEncoder:
             return None
         if self._begins:
             self._begins = False
-            return self._message(None, end=False, opening=True)
+            if not (self._pieces or self._complete):
+                return self._message(None, end=False, opening=True)
         if not self._is_stream:
             return self._take_document() if self._complete else None
         if not self._pieces and not self._complete:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.priority import Tier, tier_of
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Mapping
 
+    from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.handover import Offer
     from agentscope_rocketmq.rocketmq.consumer import LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
@@ -28,6 +31,7 @@ class BridgeCounters:
         repeated: Copies of requests running or answered here, not run again.
         handed_over: Requests answered by the instance that knows their conversation.
         refused: Messages set aside: not an envelope, too large, a reply topic that is not allowed.
+        expired: Of those taken, the ones that were not begun because their caller's total time had run out.
         unanswered: Of those taken, the ones whose response could not be published in full.
     """
 
@@ -36,6 +40,7 @@ class BridgeCounters:
     repeated: int = 0
     handed_over: int = 0
     refused: int = 0
+    expired: int = 0
     unanswered: int = 0
 
 
@@ -48,12 +53,21 @@ class Delivery:
         leased: Its lease, when it came from the topic.
         offer: The offer, when another instance has the lease.
         tier: The tier whose topic it came from.
+        arrived: When it came, on the event loop's clock.
     """
 
     message: ReceivedMessage
     leased: LeasedMessage | None = None
     offer: Offer | None = None
     tier: Tier = Tier.NORMAL
+    arrived: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    def time_left(self, envelope: RequestEnvelope) -> float:
+        """Seconds for which the caller still waits, by the servers' clocks; infinite where it sets no limit."""
+        total = envelope.seconds(TOTAL_TIMEOUT_HEADER)
+        if total is None:
+            return math.inf
+        return total - self.message.waited - (asyncio.get_running_loop().time() - self.arrived)
 
     def tier_with(self, headers: Mapping[str, str]) -> Tier:
         """The request's tier: its topic's, or what its headers say where it came otherwise."""

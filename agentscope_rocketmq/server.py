@@ -8,13 +8,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import uuid
 import warnings
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
-
-import uvicorn
 
 from agentscope_rocketmq.asgi import OwnerGuard
 from agentscope_rocketmq.bridge import Bridge
@@ -29,7 +26,8 @@ from agentscope_rocketmq.card import (
     rocketmq_addresses,
 )
 from agentscope_rocketmq.config import RocketMQConfig
-from agentscope_rocketmq.errors import CardError, ClosedError, ConfigurationError
+from agentscope_rocketmq.errors import CardError, ClosedError
+from agentscope_rocketmq.httpserver import EVERY_ADDRESS, base_url, listen, reachable, serve_http, shown
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
@@ -55,12 +53,9 @@ __all__ = ["A2AServer"]
 logger = logging.getLogger(__name__)
 
 CARD_PATH = "/.well-known/agent-card.json"
-_HTTP_START_SECONDS = 10.0
-_EVERY_ADDRESS = {"0.0.0.0", "::", ""}  # noqa: S104  (compared, not bound)
-_LOOPBACK = {"127.0.0.1", "localhost", "::1", *_EVERY_ADDRESS}
+_LOOPBACK = {"127.0.0.1", "localhost", "::1", *EVERY_ADDRESS}
 # What a stop takes beyond `Timeouts.drain`: long polls that must not be cut, agents that don't end, and farewells.
 _CLOSE_SECONDS = 60.0
-_RESOLVE_SECONDS = 2.0
 
 
 class A2AServer:
@@ -287,18 +282,20 @@ class A2AServer:
     async def _open(self, host: str, port: int) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._forget)
-            listening = _listen(host, port)
+            listening = listen(host, port)
             stack.callback(listening.close)
             port = listening.getsockname()[1]
-            self._url = _base_url(_shown(host), port)
-            published = _base_url(await _reachable(host), port)
+            self._url = base_url(shown(host), port)
+            published = base_url(await reachable(host), port)
             self._card = complete_card(self._written, jsonrpc_url=self._http_interface(published))
             path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
             self._app = self._make_app(self._card, path)
             if hasattr(self._app, "aclose"):
                 stack.push_async_callback(self._app.aclose)
             # HTTP first: who reads the card finds everything it lists served a moment later, on a durable topic.
-            await stack.enter_async_context(_http(self._with_card(self._app), listening, self._config.timeouts.drain))
+            await stack.enter_async_context(
+                serve_http(self._with_card(self._app), listening, self._config.timeouts.drain)
+            )
             for address in rocketmq_addresses(self._card):
                 self._bridges.append(await self._start_bridge(stack, address, path))
             self._resources = stack.pop_all()
@@ -423,87 +420,12 @@ class A2AServer:
         return serve
 
 
-class _HTTPServer(uvicorn.Server):
-    """uvicorn, without its hold on the process's signals: `A2AServer.serve` has them."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _http(app: Any, listening: socket.socket, drain: float) -> Any:
-    server = _HTTPServer(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="auto",
-            timeout_graceful_shutdown=max(1, round(drain)),
-        )
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listening]), name="a2a-server.http")
-    try:
-        async with asyncio.timeout(_HTTP_START_SECONDS):
-            while not server.started:
-                if serving.done():
-                    await serving
-                    raise ConfigurationError("The HTTP server ended while starting: see its log.")
-                await asyncio.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        await asyncio.gather(serving, return_exceptions=True)
-
-
 def _load(card: CardSource) -> AgentCard:
     if isinstance(card, str) and card.lstrip().startswith("{"):
         return parse_card(card)
     if isinstance(card, str | os.PathLike):
         return read_card(card)
     return parse_card(card)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        # Without a host it is every address of both families, as it is with "::".
-        every = host in {"::", ""} and socket.has_dualstack_ipv6()
-        family, _, _, _, address = socket.getaddrinfo("::" if every else host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address[:2], family=family, backlog=2048, dualstack_ipv6=every)
-    except OSError as error:
-        raise ConfigurationError(
-            f"HTTP can't be served on {host}:{port}: {error.strerror or error}. Choose another port (0 lets the "
-            "system choose), or stop what uses it."
-        ) from error
-    listening.setblocking(False)
-    return listening
-
-
-def _shown(host: str) -> str:
-    """The host at which this machine reaches a server of that address."""
-    return "127.0.0.1" if host in _EVERY_ADDRESS else host
-
-
-async def _reachable(host: str) -> str:
-    """The host at which others may reach a server of that address."""
-    if host not in _EVERY_ADDRESS:
-        return host
-    name = socket.gethostname()
-    try:
-        async with asyncio.timeout(_RESOLVE_SECONDS):
-            await asyncio.get_running_loop().getaddrinfo(name, None)
-    except (OSError, UnicodeError):
-        logger.warning(
-            "Serving on every address, but this machine's host name %r can't be resolved: the card names loopback. "
-            "Give public_url for callers on other machines.",
-            name,
-        )
-        return _shown(host)
-    return name
-
-
-def _base_url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

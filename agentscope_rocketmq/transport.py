@@ -11,11 +11,17 @@ import contextlib
 import dataclasses
 import logging
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
-from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.envelope import (
+    BATCH_HEADER,
+    IDLE_TIMEOUT_HEADER,
+    TOTAL_TIMEOUT_HEADER,
+    RequestEnvelope,
+    read_seconds,
+)
 from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
     BrokerError,
@@ -42,12 +48,12 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.routes import InstanceRoutes
     from agentscope_rocketmq.session import Session
 
-__all__ = ["TOTAL_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
+__all__ = ["ACK_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
 
 logger = logging.getLogger(__name__)
 
-TOTAL_TIMEOUT_HEADER = "x-rocketmq-total-timeout"
-"""Request header, in seconds, that bounds one call as a whole; it is taken off before the request is sent."""
+ACK_TIMEOUT_HEADER = "x-rocketmq-ack-timeout"
+"""Request header, in seconds: how long one call waits for a worker to take it. It is not sent on."""
 
 INSTANCE_TIMEOUT = 3.0
 """Seconds within which the instance that runs a task must take a request for it; then any worker gets it."""
@@ -65,6 +71,8 @@ _NOT_CARRIED = frozenset(
         "transfer-encoding",
         "upgrade",
         "user-agent",
+        ACK_TIMEOUT_HEADER,
+        IDLE_TIMEOUT_HEADER,
         TOTAL_TIMEOUT_HEADER,
     }
 )
@@ -232,7 +240,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
     is complete. Closing a response, or cancelling a call, ends the waiting here; the agent goes on.
 
     Timeouts: httpx's `read` timeout is the idle timeout (seconds between two messages of a response); the request
-    header `x-rocketmq-total-timeout` bounds the whole call. Without them those of `timeouts` count. httpx's other
+    header `x-rocketmq-total-timeout` bounds the whole call, `x-rocketmq-ack-timeout` the wait for a worker to take it.
+    Without them those of `timeouts` count. httpx's other
     timeouts have no meaning here.
 
     Args:
@@ -304,22 +313,23 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             self._opened = True
 
     async def _ask(self, request: httpx.Request, body: str) -> tuple[RequestEnvelope, PendingResponse]:
+        times = self._times(request)
         envelope = RequestEnvelope(
             request_id=uuid.uuid4().hex,
             body=body,
             headers={name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
-            | {BATCH_HEADER: "1"},
+            | {BATCH_HEADER: "1"}
+            | times.headers(),
             dest_topic=self.address.topic,
             reply_topic=self._carrier.replies.topic,
             lite_topic=self.session.lite_topic,
         )
-        idle, total = self._times(request)
         tier = Tier.parse(request.headers.get(PRIORITY_HEADER, Tier.NORMAL))
         pending = self._carrier.replies.expect(
-            self.session.lite_topic, envelope.request_id, idle=idle, total=total, agent=self.address.topic
+            self.session.lite_topic, envelope.request_id, **times._asdict(), agent=self.address.topic
         )
         self._pending.add(pending)
-        timeout = self._timeouts.send if total is None else min(self._timeouts.send, total)
+        timeout = self._timeouts.send if times.total is None else min(self._timeouts.send, times.total)
         try:
             await self._carrier.request(envelope, pending, timeout=timeout, topic=self._tiers.get(tier))
         except BaseException:
@@ -327,18 +337,13 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             raise
         return envelope, pending
 
-    def _times(self, request: httpx.Request) -> tuple[float | None, float | None]:
+    def _times(self, request: httpx.Request) -> _Times:
         given = request.extensions.get("timeout") or {}
-        idle = given.get("read", self._timeouts.idle)
-        total = self._timeouts.total
-        if (text := request.headers.get(TOTAL_TIMEOUT_HEADER)) is not None:
-            try:
-                total = float(text)
-            except ValueError:
-                total = -1.0
-            if not 0 < total < float("inf"):
-                raise IllegalRequest(f"{TOTAL_TIMEOUT_HEADER}: {text!r} is not a number of seconds above 0.")
-        return idle, total
+        return _Times(
+            ack=_seconds(request, ACK_TIMEOUT_HEADER, self._timeouts.ack),
+            idle=given.get("read", self._timeouts.idle),
+            total=_seconds(request, TOTAL_TIMEOUT_HEADER, self._timeouts.total),
+        )
 
     def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
         """Take notice of the first piece of a run's response."""
@@ -361,6 +366,27 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             # The broker forgets the subscription of a client that is gone; an error here helps nobody.
             with contextlib.suppress(BrokerError, ClosedError):
                 await self.session.close()
+
+
+class _Times(NamedTuple):
+    """How long a call waits for what, in seconds."""
+
+    ack: float | None
+    idle: float | None
+    total: float | None
+
+    def headers(self) -> dict[str, str]:
+        """What a worker must know of them."""
+        given = {IDLE_TIMEOUT_HEADER: self.idle, TOTAL_TIMEOUT_HEADER: self.total}
+        return {name: f"{seconds:.3f}" for name, seconds in given.items() if seconds is not None}
+
+
+def _seconds(request: httpx.Request, header: str, default: float | None) -> float | None:
+    if (text := request.headers.get(header)) is None:
+        return default
+    if (seconds := read_seconds(text)) is None:
+        raise IllegalRequest(f"{header}: {text!r} is not a number of seconds above 0.")
+    return seconds
 
 
 class _ResponseStream(httpx.AsyncByteStream):

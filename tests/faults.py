@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import os
 import socket
@@ -148,14 +149,17 @@ class Ledger:
 
 
 class Counter(AgentExecutor):
-    """Answers `NAME COUNT` with that many numbers as a stream, `NAME` with numbers until `enough[NAME]` is set."""
+    """Answers `NAME COUNT` with that many numbers as a stream, `NAME` with numbers until `enough[NAME]` is set.
+
+    `NAME COUNT SECONDS` holds the interpreter's lock for that long, once, when the ledger says `hold NAME`.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.enough: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def execute(self, context, event_queue):
-        name, _, count = context.get_user_input().partition(" ")
+        name, count, hold = [*context.get_user_input().split(), "", ""][:3]
         self.ledger.note("begin", name)
         await event_queue.enqueue_event(
             Task(
@@ -172,6 +176,10 @@ class Counter(AgentExecutor):
             if last:
                 break
             await asyncio.sleep(INTERVAL)
+            if hold and self.ledger.count("hold", name) > self.ledger.count("held", name):
+                self.ledger.note("held", name)
+                # A C call that does not let go of the GIL: nothing else of this process runs, no thread either.
+                ctypes.PyDLL(None).sleep(int(hold))
         await updater.complete()
         self.ledger.note("end", name)
 

@@ -114,6 +114,24 @@ def test_the_head_is_known_with_the_first_message_in_order():
     assert not call.finished
 
 
+def test_the_time_to_be_taken_is_apart_from_the_time_between_two_signs_of_life():
+    exchange = Exchange()
+    call = exchange.open("r", idle=5.0, total=100.0, ack=20.0, now=0.0)
+    assert call.check(19.9) == []
+    with pytest.raises(CallTimeout, match="ack time limit") as caught:
+        call.check(20.0)
+    assert (caught.value.which, caught.value.seconds) == ("ack", 20.0)
+    exchange.feed(ours(0), 19.0)  # taken, nothing said yet
+    assert call.begun
+    assert call.head is None
+    assert call.check(23.9) == []
+    exchange.feed(ours(1), 23.9)  # still worked on
+    assert call.check(28.8) == []
+    with pytest.raises(CallTimeout) as caught:
+        call.check(28.9)
+    assert caught.value.which == "idle"
+
+
 @given(st.lists(st.sampled_from("AB"), min_size=2, max_size=40))
 def test_of_two_runs_with_one_attempt_the_first_heard_is_listened_to(turns):
     exchange, call = opened()

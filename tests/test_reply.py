@@ -126,6 +126,22 @@ def test_an_opening_message_says_at_once_that_the_request_is_taken():
     ]
 
 
+def test_while_the_app_is_silent_the_caller_hears_that_it_is_at_work():
+    reply = encoder(stream=True)
+    reply.start(200, SSE)
+    reply.feed(sent("1"))
+    assert [message.seq for message in taken(reply)] == [0]
+    reply.begin()
+    assert [(message.seq, message.body, message.end) for message in taken(reply)] == [(1, None, False)]
+    reply.begin()
+    reply.feed(sent("2"))
+    # What is said is a sign of life itself.
+    assert [(message.seq, message.body) for message in taken(reply)] == [(2, "data: 2\n\n")]
+    reply.finish()
+    reply.begin()
+    assert [(message.seq, message.end) for message in taken(reply)] == [(3, True)]
+
+
 def test_java_gets_no_opening_message():
     reply = encoder(batches=False)
     reply.begin()

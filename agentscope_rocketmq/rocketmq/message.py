@@ -83,6 +83,8 @@ class ReceivedMessage:
         keys: Keys.
         properties: User properties.
         receipt_handle: What to ack it with; replaced when its lease is renewed or it is delivered again.
+        waited: Seconds that it had been on the broker when it was handed out, by the servers' clocks; 0 where the
+            server does not say. A message that is delivered again counts from when it was given back.
         raw_body: The body as sent, perhaps compressed: use `body()`.
         encoding: The protocol's `Encoding` number of `raw_body`.
     """
@@ -99,6 +101,7 @@ class ReceivedMessage:
     receipt_handle: str
     raw_body: bytes
     encoding: int
+    waited: float = 0.0
 
     def body(self, *, limit: int = 64 * 1024 * 1024) -> bytes:
         """The body, decompressed.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.errors import BrokerError
@@ -198,15 +199,21 @@ class Poller:
         request.invisible_duration.FromMilliseconds(int(self._invisible * 1000))
         request.long_polling_timeout.FromMilliseconds(int(LONG_POLL * 1000))
         doing = f"Receiving from topic {self._topic!r} in group {self._group!r}"
-        messages = []
+        messages: list[ReceivedMessage] = []
+        handed_out = None
         for answer in await self._client.stream(
             "ReceiveMessage", request, doing=doing, timeout=LONG_POLL + CALL_TIMEOUT
         ):
             kind = answer.WhichOneof("content")
             if kind == "message":
                 messages.append(received(answer.message))
+            elif kind == "delivery_timestamp":
+                handed_out = answer.delivery_timestamp.ToDatetime(UTC)
             elif kind == "status" and answer.status.code != definition.Code.MESSAGE_NOT_FOUND:
                 check(answer.status, doing, known=True)
+        if handed_out is not None:
+            for message in messages:
+                message.waited = max(0.0, (handed_out - message.store_time).total_seconds())
         return messages
 
     async def _route_loop(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from agentscope_rocketmq.errors import MessageTooLarge
+from agentscope_rocketmq.errors import BrokerError, MessageTooLarge
 from agentscope_rocketmq.rocketmq.client import Client, retried
 from agentscope_rocketmq.rocketmq.connection import user_agent
 from agentscope_rocketmq.rocketmq.message import encode
@@ -119,7 +119,14 @@ class Producer:
             self._sent_to.add(message.topic)
             return SendReceipt(answer.entries[0].message_id, answer.entries[0].offset)
 
-        return await retried(send_once, timeout=timeout)
+        try:
+            return await retried(send_once, timeout=timeout)
+        except BrokerError as error:
+            if not error.transient:
+                raise
+            raise type(error)(
+                f"{error} (Tried for {timeout:g} s, the send time limit.)", code=error.code, transient=True
+            ) from error
 
     async def aclose(self) -> None:
         """Leave. Repeated calls are safe."""

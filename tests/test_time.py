@@ -1,0 +1,226 @@
+"""Time: what runs out when, and what a worker does about requests that nobody waits for any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import pytest
+from a2a.client.errors import A2AClientError
+
+from agentscope_rocketmq import Timeouts, call_context
+from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, read_seconds
+from agentscope_rocketmq.errors import BrokerUnreachable, CallTimeout
+from agentscope_rocketmq.rocketmq.connection import Connection
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
+from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.rocketmq.producer import Producer
+from tests.agents import Gate, make_blocked_agent, make_echo_agent
+from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.services import Keeper, card_for, reply, request, server_for
+from tests.test_workers import _answer, _envelope, _listening, _rpc
+from tests.waiting import LIMIT, root_cause, take, until
+
+
+@pytest.fixture
+async def topic(make_topic):
+    return (await make_topic("NORMAL")).topic
+
+
+@pytest.fixture
+async def rocketmq(config):
+    async with Keeper(config, card_cache=None) as rocketmq:
+        yield rocketmq
+
+
+@pytest.fixture
+def counter(tmp_path):
+    return Counter(Ledger(tmp_path / "ledger"))
+
+
+def counting_messages(rocketmq):
+    """How many messages of responses came to this process."""
+    exchange = next(iter(rocketmq._carriers.values()))[1].replies.exchange
+    feed, count = exchange.feed, [0]
+
+    def counted(data, now):
+        count[0] += 1
+        return feed(data, now)
+
+    exchange.feed = counted
+    return count
+
+
+async def fails(call):
+    """The time that ran out, as the cause of the SDK's error."""
+    with pytest.raises(A2AClientError) as caught:
+        async with asyncio.timeout(LIMIT):
+            await call
+    error = root_cause(caught.value)
+    assert isinstance(error, CallTimeout)
+    assert f"{error.which} time limit" in str(error)
+    return error.which
+
+
+async def test_a_silent_agent_outlives_an_idle_time_that_is_shorter_than_its_silence(config, topic, rocketmq):
+    gate = Gate()
+    async with server_for(make_blocked_agent(gate), config, topic):
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(idle=1.0))
+        messages = counting_messages(rocketmq)
+        call = asyncio.create_task(reply(client, "wait"))
+        await gate.arrived.wait()
+        # Three signs of life in an idle time: so many take three times as long.
+        await until(lambda: messages[0] > 12)
+        gate.open.set()
+        assert await call == "begin end"
+
+
+async def test_a_worker_that_is_frozen_is_an_idle_timeout(config, topic, rocketmq, counter):
+    client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=1.0))
+    with process("work", config, topic, str(counter.ledger.path)) as worker:
+        follower = Follower(client, "endless")
+        async with follower:
+            await follower.more(3)
+            worker.send_signal(signal.SIGSTOP)
+            assert await fails(follower.reading) == "idle"
+
+
+async def test_a_request_that_no_worker_takes_is_an_ack_timeout_whatever_the_idle_time_is(config, topic, rocketmq):
+    client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=1.0, idle=100.0))
+    assert await fails(reply(client, "hello")) == "ack"
+    patient = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=1.0))
+    call = asyncio.create_task(reply(patient, "hello"))
+    hasty = _reply_with(patient, "hello", call_context(ack=1.5))
+    # The other one has waited for longer than its idle time by then.
+    assert await fails(hasty) == "ack"
+    assert not call.done()
+    async with server_for(make_echo_agent, config, topic):
+        assert await call == "echo:hello"
+
+
+async def test_a_request_that_is_taken_and_silent_is_no_ack_timeout(config, topic, rocketmq):
+    """Also where nothing is streamed: the caller hears that it is taken."""
+    gate = Gate()
+    async with server_for(make_blocked_agent(gate), config, topic):
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=3.0, total=5.0))
+        client._config.streaming = False
+        assert await fails(reply(client, "wait")) == "total"
+        gate.open.set()
+
+
+async def test_the_total_time_ends_a_call_whose_worker_shows_signs_of_life(config, topic, rocketmq):
+    gate = Gate()
+    async with server_for(make_blocked_agent(gate), config, topic):
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(idle=1.0, total=3.0))
+        assert await fails(reply(client, "wait")) == "total"
+        gate.open.set()
+
+
+async def test_a_send_that_takes_too_long_says_that_it_was_the_send(engine, topic):
+    async with (
+        Wire(engine.endpoint) as wire,
+        Connection(wire.endpoint) as connection,
+        Producer(connection) as producer,
+    ):
+        wire.blackhole()
+        with pytest.raises(BrokerUnreachable, match="1 s, the send time limit"):
+            await producer.send(Message(topic=topic, body=b"x"), timeout=1.0)
+        wire.pass_on()
+
+
+async def test_what_nobody_waits_for_is_not_begun_but_answered(config, topic, producer, connection):
+    begun = []
+
+    def make(session_id):
+        begun.append(session_id)
+        return make_echo_agent(session_id)
+
+    late = _envelope(config, topic, _rpc("SendMessage", "late"))
+    late.headers[TOTAL_TIMEOUT_HEADER] = "0.001"
+    await producer.send(Message(topic=topic, body=late.encode()))
+    async with _listening(config, connection, "caller") as batches, server_for(make, config, topic) as server:
+        answer = await _answer(batches)
+        assert answer.request_id == late.request_id
+        assert answer.end
+        error = json.loads(answer.body)["error"]
+        assert "total time limit (0.001 s)" in error["message"]
+        await until(lambda: server.bridges[0].counters.answered == 1)
+        assert server.bridges[0].counters.expired == 1
+        assert begun == []
+        in_time = _envelope(config, topic, _rpc("SendMessage", "in time"))
+        in_time.headers[TOTAL_TIMEOUT_HEADER] = "3600"
+        await producer.send(Message(topic=topic, body=in_time.encode()))
+        assert json.loads((await _answer(batches)).body)["result"]["task"]["artifacts"]
+        assert server.bridges[0].counters.expired == 1
+
+
+async def test_what_expires_while_it_waits_for_a_place_is_not_begun(config, topic, rocketmq):
+    gate = Gate()
+    limits = config.limits.model_copy(update={"concurrency": 1})
+    small = config.model_copy(update={"limits": limits})
+    async with server_for(make_blocked_agent(gate), small, topic) as server:
+        client = await rocketmq.client(card_for(config, topic))
+        first = asyncio.create_task(reply(client, "wait"))
+        await gate.arrived.wait()
+        counters = server.bridges[0].counters
+        assert await fails(_reply_with(client, "late", call_context(total=1.0))) == "total"
+        gate.open.set()
+        assert await first == "begin end"
+        await until(lambda: counters.answered == 2)
+        assert counters.expired == 1
+
+
+async def test_a_message_tells_how_long_it_waited_by_the_servers_clocks(make_topic, connection, producer):
+    names = await make_topic("NORMAL")
+    await producer.send(Message(topic=names.topic, body=b"x"))
+    sent = asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() > sent + 0.5)
+    async with GroupConsumer(connection, names.topic, names.group) as consumer:
+        [leased] = await take(consumer.messages(), 1)
+        assert 0.5 <= leased.message.waited < LIMIT
+        await consumer.ack(leased)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "0", "-1", "1e999"])
+def test_what_is_no_number_of_seconds_sets_no_limit(text):
+    assert read_seconds(text) is None
+
+
+async def test_a_worker_whose_agent_holds_the_interpreter_is_fenced(config, topic, counter):
+    """Nothing of it runs meanwhile, no thread and no renewal: another worker has the request when it wakes up."""
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with Keeper(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic))
+        with process("work", config, topic, str(counter.ledger.path)):
+            follower = Follower(client, "held 60 30")
+            await follower.more(1)
+            counter.ledger.note("hold", "held")
+            async with server_for(counter, config, topic), follower:
+                await follower.whole()
+                assert follower.artifact == list(range(60))
+                assert follower.restarts == [1]
+                await until(lambda: counter.ledger.count("end", "held") == 2)
+                # What the first one says when it wakes up belongs to no call any more, or to an older run.
+                exchange = next(iter(rocketmq._carriers.values()))[1].replies.exchange
+                await until(lambda: exchange.outdated + exchange.unknown > 0)
+                assert counter.ledger.count("begin", "held") == 2
+
+
+async def test_a_lonely_worker_that_was_held_goes_on_with_what_it_had(config, topic, counter):
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with Keeper(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic))
+        with process("work", config, topic, str(counter.ledger.path)):
+            async with Follower(client, "held 60 15") as follower:
+                await follower.more(1)
+                counter.ledger.note("hold", "held")
+                assert await follower.whole() == list(range(60))
+                assert counter.ledger.count("held", "held") == 1
+                assert follower.restarts == []
+                assert counter.ledger.count("begin", "held") == 1
+
+
+async def _reply_with(client, text, context):
+    async for _event in client.send_message(request(text), context=context):
+        pass
