@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 # A reply waits out a restart of the broker that takes this long, whatever the timeout for other sends is.
 _REPLY_SECONDS = 300.0
-# A proxy says of a topic that it does not exist while it can't reach the broker, and a while after.
-_MISSING_TOPIC_SECONDS = 60.0
+# A proxy says of a topic that it was not asked about before that it does not exist, while it can't reach the broker and
+# up to a minute after. The caller reads that topic, so there it is.
 _MISSING_TOPIC_PAUSE = 2.0
 # How often a caller hears that its request is worked on, unless it wants to hear it more often.
 _FIRST_BEAT = 1.0
@@ -100,7 +100,7 @@ class Publisher:
     async def _send(self, reply_topic: str, lite_topic: str, reply: ResponseEnvelope) -> None:
         message = Message(topic=reply_topic, lite_topic=lite_topic, body=reply.encode(), keys=(reply.request_id,))
         loop = asyncio.get_running_loop()
-        patience = loop.time() + _MISSING_TOPIC_SECONDS
+        patience = loop.time() + self._timeout
         while True:
             try:
                 await self._producer.send(message, timeout=self._timeout)
