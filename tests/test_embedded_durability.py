@@ -343,7 +343,7 @@ class SystemCalls:
 
     def command(self):
         strace = shutil.which("strace")
-        assert strace is not None, "This test counts system calls with strace: install it (scripts/system-tools does)."
+        assert strace is not None, "This test sees system calls with strace, on Linux: scripts/tools installs it."
         calls = "trace=fsync,fdatasync,sync_file_range,pwrite64,pwritev"
         return (strace, "-f", "-qq", "-y", "-s", "8192", "-e", calls, "-o", str(self.log))
 

@@ -74,6 +74,7 @@ class OfficialClient:
                 self.delivered.put_nowait(said["event"])
             else:
                 self._answers.put_nowait(said)
+        self._answers.put_nowait({"error": "its process ended"})
 
     async def ask(self, do: str, **arguments: Any) -> Any:
         """Have it do something; see `python_client.Commands`.
