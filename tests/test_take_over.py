@@ -149,8 +149,9 @@ async def test_what_is_given_back_gets_through_although_the_broker_is_busy(
         async with asyncio.timeout(LIMIT):
             await anext(slow.batches())
             await new.take(Position.offset(0))
-        await until(lambda: len(new.offsets) == 3)
-        assert (new.offsets, len(failures)) == ([0, 1, 2], 2)
+        # The embedded broker does not need them back to hand them out: the new owner may be through before.
+        await until(lambda: len(new.offsets) == 3 and len(failures) == 2)
+        assert new.offsets == [0, 1, 2]
 
 
 @pytest.mark.parametrize("fault", ["silent", "cut off"])
