@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.card import Address, Choice
     from agentscope_rocketmq.client import RocketMQ, call_context
     from agentscope_rocketmq.config import Limits, RocketMQConfig, Timeouts
-    from agentscope_rocketmq.cursor import Cursor
+    from agentscope_rocketmq.cursor import CURSOR_EXTENSION, Cursor, cursor_of
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events
     from agentscope_rocketmq.executor import AgentScopeExecutor
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AGENT_EVENTS_EXTENSION",
+    "CURSOR_EXTENSION",
     "A2AServer",
     "Address",
     "AgentScopeExecutor",
@@ -66,16 +67,19 @@ __all__ = [
     "__version__",
     "agent_events",
     "call_context",
+    "cursor_of",
 ]
 
 _HOMES = {
     "AGENT_EVENTS_EXTENSION": "events",
+    "CURSOR_EXTENSION": "cursor",
     "A2AServer": "server",
     "Address": "card",
     "AgentScopeExecutor": "executor",
     "AgentScopeRocketMQError": "errors",
     "Choice": "card",
     "Cursor": "cursor",
+    "cursor_of": "cursor",
     "Limits": "config",
     "RocketMQ": "client",
     "RocketMQConfig": "config",

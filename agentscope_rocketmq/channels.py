@@ -33,7 +33,7 @@ from agentscope_rocketmq.pending import PendingResponse
 from agentscope_rocketmq.reading import Reading
 from agentscope_rocketmq.replay import EventReader, SessionRecord
 from agentscope_rocketmq.rocketmq.lifecycle import Closing
-from agentscope_rocketmq.rocketmq.lite import LiteConsumer, LiteLost, Position
+from agentscope_rocketmq.rocketmq.lite import LiteLost, Position
 from agentscope_rocketmq.survey import Look
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.exchange import Call
     from agentscope_rocketmq.replay import SessionEvent
+    from agentscope_rocketmq.rocketmq.litepool import LitePool
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
 
 __all__ = ["ReplyChannels"]
@@ -65,7 +66,7 @@ class ReplyChannels:
         limits: `stream_buffer`, `stream_buffer_bytes` and `listener_buffer` count here.
     """
 
-    def __init__(self, consumer: LiteConsumer, *, timeouts: Timeouts, limits: Limits) -> None:
+    def __init__(self, consumer: LitePool, *, timeouts: Timeouts, limits: Limits) -> None:
         self._consumer = consumer
         self._timeouts = timeouts
         self._limits = limits
@@ -412,7 +413,7 @@ class ReplyChannels:
         channel.newest = None
         channel.unacked.clear()
         for listener in channel.listeners:
-            listener.miss()
+            listener.begin_anew()
         channel.listeners.clear()
         channel.reader = None
 

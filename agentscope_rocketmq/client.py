@@ -36,11 +36,11 @@ from agentscope_rocketmq.fetch import CardFetcher, default_cache
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
-from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+from agentscope_rocketmq.rocketmq.litepool import LitePool
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
 from agentscope_rocketmq.session import ANONYMOUS, Session, lite_topic_name
-from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, Carrier, RocketMQTransport
+from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, EXTENSIONS_HEADER, Carrier, RocketMQTransport
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +61,6 @@ __all__ = ["RocketMQ", "call_context"]
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS_HEADER = "A2A-Extensions"
 _KEEP_CARDS = object()
 # Far beyond what anything in it may take.
 _CLOSE_SECONDS = 30.0
@@ -390,7 +389,7 @@ class RocketMQ:
             connect = config.timeouts.connect
 
             def read(group: str) -> ReplyChannels:
-                consumer = LiteConsumer(connection, config.reply_topic, group, connect_timeout=connect)
+                consumer = LitePool(connection, config.reply_topic, group, connect_timeout=connect)
                 return ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
 
             def make() -> tuple[Producer, ReplyChannels]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.errors import ReplayGapError
+from agentscope_rocketmq.jsonrpc import read_json
 
-__all__ = ["Cursor"]
+if TYPE_CHECKING:
+    from a2a.types import StreamResponse
+
+__all__ = ["CURSOR_EXTENSION", "Cursor", "cursor_of", "with_cursor"]
+
+CURSOR_EXTENSION = "urn:agentscope-rocketmq:extension:cursor:v1"
+"""URI of the A2A extension by which a caller asks for the cursors of events; also their key in an event's metadata.
+
+The carrier on the caller's own side adds them, to what the agent sent: no server needs to know the extension.
+"""
 
 # Before the first event of a message an index is -1: what to go on from when a message is the oldest one kept.
 _CURSOR = re.compile(r"(?P<offset>0|[1-9][0-9]{0,18})\.(?P<index>-1|0|[1-9][0-9]{0,8})\.(?P<check>[0-9a-f]{12})")
@@ -71,6 +83,35 @@ class Cursor:
                 wanted=text,
             )
         return cls(int(match["offset"]), int(match["index"]), match["check"])
+
+
+def with_cursor(response: str, cursor: Cursor) -> str:
+    """A JSON-RPC response with the cursor in the metadata of the event that it carries, of A2A 1.0 or 0.3.
+
+    Any other text comes back as it is.
+    """
+    try:
+        fields = read_json(response)
+    except ValueError:
+        return response
+    result = fields.get("result") if isinstance(fields, dict) else None
+    if not isinstance(result, dict):
+        return response
+    kinds = ("task", "message", "statusUpdate", "artifactUpdate")
+    event: Any = result if "kind" in result else next((result[kind] for kind in kinds if kind in result), None)
+    if not isinstance(event, dict):
+        return response
+    metadata = event.get("metadata")
+    event["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), CURSOR_EXTENSION: str(cursor)}
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def cursor_of(event: StreamResponse) -> Cursor | None:
+    """The cursor that an a2a-sdk client's event carries, where the client asked for `CURSOR_EXTENSION`."""
+    payload = event.WhichOneof("payload")
+    if payload is None or CURSOR_EXTENSION not in (metadata := getattr(event, payload).metadata):
+        return None
+    return Cursor.parse(metadata[CURSOR_EXTENSION])
 
 
 def _check(message_id: str) -> str:

@@ -338,6 +338,8 @@ class Call:
             if self.finished:
                 return None
             self.restarts += 1
+        elif self._midway:
+            self._seam = Seam(attempt)  # what this run took over from is not known here
         self.attempt, self.run = attempt, envelope.run
         self._order = kind(
             max_held=self._owner.max_held, max_held_bytes=self._owner.max_held_bytes, midway=self._midway

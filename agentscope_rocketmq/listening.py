@@ -125,11 +125,17 @@ class Listener:
         """A message of the session was read, and brought these events."""
         if not self.waits or not self._begins(message):
             return
+        before = self._place
         for event in events:
-            if event.cursor.place > self._place and (self.start.since is None or event.store_time >= self.start.since):
-                self._place = event.cursor.place
-                self._buffer.append(event)
-                self.given += 1
+            place = event.cursor.place
+            # What was added at the seam of two runs has one place, before that of the message's first event.
+            if place < before or (place == before and event.cursor.index >= 0):
+                continue
+            if self.start.since is not None and event.store_time < self.start.since:
+                continue
+            self._place = place
+            self._buffer.append(event)
+            self.given += 1
         if self._buffer and self.untaken_since is None:
             self.untaken_since = asyncio.get_running_loop().time()
         self._changed.set()
@@ -161,6 +167,16 @@ class Listener:
                 f"Session {self.session!r} can't be replayed from {what}: that is not kept there. The session expired, "
                 "began anew, or never had it.",
                 wanted=self.start.wanted,
+                session=self.session,
+            )
+        )
+
+    def begin_anew(self) -> None:
+        """The session expired, and what comes now is another one of that name."""
+        self.fail(
+            ReplayGapError(
+                f"Session {self.session!r} expired while it was listened to, and began anew.",
+                wanted=self.cursor,
                 session=self.session,
             )
         )

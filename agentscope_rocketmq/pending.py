@@ -6,9 +6,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentscope_rocketmq.cursor import Cursor
+from agentscope_rocketmq.cursor import Cursor, with_cursor
 from agentscope_rocketmq.errors import CallTimeout
-from agentscope_rocketmq.sse import parse_events, render_event
+from agentscope_rocketmq.rerun import places
+from agentscope_rocketmq.sse import Event, render_event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -125,25 +126,27 @@ class PendingResponse:
         async for item in self._items():
             yield item.text
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self, *, marked: bool = False) -> AsyncIterator[Piece]:
         """The same event by event, each with its cursor. Read either these or `texts`.
+
+        Args:
+            marked: Whether the cursor is also put into the event's metadata (`CURSOR_EXTENSION`).
 
         Raises:
             CallTimeout, ResponseTooSlow, SessionTakenOver, ResponseCorrupt: As `texts`.
         """
         message: ReceivedMessage | None = None
-        index = 0
+        before = 0
         async for item in self._items():
             if item.message is not message:
-                message, index = item.message, 0
-            for text in self._split(item.text):
-                yield Piece(text, Cursor.of(item.message.offset, index, item.message.message_id))
-                index += 1
-
-    def _split(self, text: str) -> list[str]:
-        if self.call.head is None or not self.call.head.stream:
-            return [text]
-        return [render_event(event.data, name=event.name, event_id=event.id) for event in parse_events(text)]
+                message, before = item.message, 0
+            stream = self.call.head is not None and self.call.head.stream
+            found = list(places([item.text])) if stream else [(0, Event(data=item.text))]
+            for index, event in found:
+                cursor = Cursor.of(item.message.offset, before + index, item.message.message_id)
+                data = with_cursor(event.data, cursor) if marked else event.data
+                yield Piece(render_event(data, name=event.name, event_id=event.id) if stream else data, cursor)
+            before += found[-1][0] + 1 if found else 0
 
     async def _items(self) -> AsyncIterator[_Text]:
         while True:

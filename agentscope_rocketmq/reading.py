@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import defaultdict, deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.errors import BrokerError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agentscope_rocketmq.channel import Channel
-    from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+    from agentscope_rocketmq.rocketmq.litepool import LitePool
 
 __all__ = ["Reading"]
 
@@ -27,6 +28,21 @@ SILENCE = 1.0
 SEEK_APPLIES = 0.3
 
 
+@dataclass(slots=True, eq=False)
+class _Beginning:
+    """Sessions that begin to be read together.
+
+    Attributes:
+        number: Number of their subscription.
+        sessions: The sessions.
+        done: Ends when they are read.
+    """
+
+    number: int
+    sessions: dict[str, Channel] = field(default_factory=dict)
+    done: asyncio.Task[None] = field(init=False)
+
+
 class Reading:
     """Subscribes sessions for `ReplyChannels`.
 
@@ -35,30 +51,50 @@ class Reading:
         channels: The sessions that are open, by LiteTopic; looked into, not changed.
     """
 
-    def __init__(self, consumer: LiteConsumer, channels: Mapping[str, Channel]) -> None:
+    def __init__(self, consumer: LitePool, channels: Mapping[str, Channel]) -> None:
         self._consumer = consumer
         self._channels = channels
         self._numbers = itertools.count(1)
-        self._silent: deque[tuple[float, str, int, Position]] = deque()
+        self._silent: deque[tuple[float, list[str], int, Position]] = deque()
+        self._beginnings: dict[Position | None, _Beginning] = {}
         self._to_unblock = asyncio.Event()
 
     async def begin(self, session: str, channel: Channel, at: Position | None) -> None:
         """Read a session from there; None takes up where the application stopped.
 
+        Those that begin at the same moment, from the same kind of place, share a call.
+
         Raises:
             BrokerError: The subscription was refused.
         """
-        channel.read_anew(next(self._numbers), resumes=at is None)
-        # The last message that was taken comes again, and shows where the application stands.
-        position = Position.tail(1) if at is None else at
+        channel.read_anew(0, resumes=at is None)
+        beginning = self._beginnings.get(at)
+        if beginning is None:
+            beginning = self._beginnings[at] = _Beginning(next(self._numbers))
+            beginning.done = asyncio.create_task(self._begin(at, beginning), name="sessions.begin")
+            # Whoever waits for it may be cancelled.
+            beginning.done.add_done_callback(lambda task: task.cancelled() or task.exception())
+        beginning.sessions[session] = channel
         try:
-            await self._consumer.subscribe([session], at=position, reading=channel.reading)
+            await asyncio.shield(beginning.done)
         except BaseException:
             channel.subscribed = False
             raise
+
+    async def _begin(self, at: Position | None, beginning: _Beginning) -> None:
+        await asyncio.sleep(0)  # until all that are ready to run have said what they want
+        del self._beginnings[at]
+        for channel in beginning.sessions.values():
+            channel.reading = beginning.number
+        names = list(beginning.sessions)
+        # The last message that was taken comes again, and shows where the application stands.
+        position = Position.tail(1) if at is None else at
+        await self._consumer.subscribe(names, at=position, reading=beginning.number)
+        # Whoever waited for it may be gone.
+        await self._consumer.unsubscribe([name for name in names if name not in self._channels])
         if at != Position.last():
             target = Position.offset(0) if at is None else at
-            self._silent.append((asyncio.get_running_loop().time() + SILENCE, session, channel.reading, target))
+            self._silent.append((asyncio.get_running_loop().time() + SILENCE, names, beginning.number, target))
             self._to_unblock.set()
 
     async def unblock(self) -> None:
@@ -76,10 +112,11 @@ class Reading:
             await asyncio.sleep(max(0.0, self._silent[0][0] - loop.time()))
             silent: dict[Position, list[str]] = defaultdict(list)
             while self._silent and self._silent[0][0] <= loop.time():
-                _, session, reading, at = self._silent.popleft()
-                channel = self._channels.get(session)
-                if channel is not None and channel.silent and channel.subscribed and channel.reading == reading:
-                    silent[at].append(session)
+                _, sessions, reading, at = self._silent.popleft()
+                for session in sessions:
+                    channel = self._channels.get(session)
+                    if channel is not None and channel.silent and channel.subscribed and channel.reading == reading:
+                        silent[at].append(session)
             for at, sessions in silent.items():
                 await self._go_and_return(sessions, at)
 

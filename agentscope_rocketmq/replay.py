@@ -17,7 +17,7 @@ from agentscope_rocketmq.envelope import ResponseEnvelope
 from agentscope_rocketmq.errors import EnvelopeError, ResponseCorrupt
 from agentscope_rocketmq.exchange import Exchange
 from agentscope_rocketmq.jsonrpc import Progress, RpcError, progress, read_json
-from agentscope_rocketmq.sse import parse_events
+from agentscope_rocketmq.rerun import places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,7 +195,8 @@ class EventReader:
             texts += call.feed(envelope, now)
         except ResponseCorrupt:
             texts += call.give_up()
-        found = [event for text in texts for event in self._split(call, text)]
+        stream = call.head is not None and call.head.stream
+        found = [(index, event.data) for index, event in places(texts)] if stream else list(enumerate(texts))
         return [
             SessionEvent(
                 cursor=Cursor.of(offset, index, message_id),
@@ -204,11 +205,11 @@ class EventReader:
                 attempt=call.attempt,
                 run=call.run,
                 store_time=store_time,
-                ends=(call.finished and index == len(found) - 1) or progress(raw) is not Progress.OPEN,
-                stream=call.head is not None and call.head.stream,
+                ends=(call.finished and number == len(found)) or progress(raw) is not Progress.OPEN,
+                stream=stream,
                 agent=self._agents.get(envelope.request_id),
             )
-            for index, raw in enumerate(found)
+            for number, (index, raw) in enumerate(found, start=1)
         ]
 
     def _call(self, request_id: str) -> Call:
@@ -222,8 +223,3 @@ class EventReader:
         else:
             self._calls.move_to_end(request_id)
         return call
-
-    def _split(self, call: Call, text: str) -> list[str]:
-        if call.head is not None and call.head.stream:
-            return [event.data for event in parse_events(text)]
-        return [text]

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
 from agentscope_rocketmq.sse import parse_events, render_event
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["RESTART_EXTENSION", "Seam"]
+    from agentscope_rocketmq.sse import Event
+
+__all__ = ["RESTART_EXTENSION", "Seam", "Text", "places"]
 
 RESTART_EXTENSION = "urn:agentscope-rocketmq:extension:restart:v1"
 """Key in the metadata of the status event at a seam; its value has `attempt`, the number of the new run, from 0."""
@@ -28,11 +30,46 @@ _APPENDED = re.compile(r'"append"\s*:\s*true\b')
 _MOST_ARTIFACTS = 10_000
 
 
-class Seam:
-    """Follows one stream of JSON-RPC responses, A2A 1.0 or 0.3, over all runs of its request."""
+class Text(str):
+    """A piece of a stream: whole server-sent events, in order.
 
-    def __init__(self) -> None:
-        self._attempt = 0
+    Attributes:
+        head: How many of its first events stand for the first one that the server sent.
+    """
+
+    __slots__ = ("head",)
+    head: int
+
+    def __new__(cls, text: str, head: int = 1) -> Self:
+        """Make one."""
+        made = super().__new__(cls, text)
+        made.head = head
+        return made
+
+
+def places(texts: Iterable[str]) -> Iterator[tuple[int, Event]]:
+    """Number the events that came with one message, in a way that does not depend on what its reader knew before.
+
+    What was added at a seam has the number before that of the event it was added to, and -1 where there is none.
+    """
+    first = 0
+    for text in texts:
+        events = parse_events(text)
+        added = (text.head if isinstance(text, Text) else 1) - 1
+        for index, event in enumerate(events):
+            yield first + max(index - added, -1), event
+        first += len(events) - added
+
+
+class Seam:
+    """Follows one stream of JSON-RPC responses, A2A 1.0 or 0.3, over all runs of its request.
+
+    Args:
+        attempt: The run that its reader knows.
+    """
+
+    def __init__(self, attempt: int = 0) -> None:
+        self._attempt = attempt
         self._task: tuple[str, str] | None = None  # task and context id
         self._artifacts: dict[str, None] = {}
 
@@ -70,7 +107,7 @@ class Seam:
         self._artifacts.clear()
         tail = "".join(render_event(event.data, name=event.name, event_id=event.id) for event in rest)
         self._note(render_event(first.data) + tail)
-        return "".join(render_event(event) for event in seam) + tail
+        return Text("".join(render_event(event) for event in seam) + tail, head=len(seam))
 
     def _note(self, text: str) -> None:
         if text.count("data: ") == 1 and _APPENDED.search(text):

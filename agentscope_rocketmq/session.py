@@ -193,31 +193,28 @@ class Session:
         return self._events(cursor, since, tail, from_start=from_start, follow=follow, observe=observe)
 
     async def open(self) -> None:
-        """Use it for calls: reads its LiteTopic until `close`. What an earlier process did not take comes first.
-
-        A named session is recorded in its LiteTopic with its first use: name, owner, time.
+        """Read its LiteTopic, for calls, until `close`. What an earlier process did not take comes first.
 
         Raises:
             WrongOwner: The session is another owner's.
             BrokerError: RocketMQ can't be reached, or refuses.
         """
         await self._carrier.start()
-        if self._recorded:
-            await self._carrier.replies.open(self.lite_topic, fresh=self.name is None)
-            return
-        if self._allowed:
-            await self._carrier.replies.open(self.lite_topic, fresh=False)
-            try:
-                await self._record()
-            except BaseException:
-                await self._carrier.replies.close(self.lite_topic)
-                raise
-        else:
-            # The record first: then there is something to read, and whose it is can be told at once.
-            await self._record()
-            await self._check_owner()
-            await self._carrier.replies.open(self.lite_topic, fresh=False)
-        self._recorded = True
+        await self._check_owner()
+        await self._carrier.replies.open(self.lite_topic, fresh=self.name is None)
+
+    async def announce(self) -> None:
+        """Record it in its LiteTopic, before the first call: name, owner, time. The first record says whose it is.
+
+        Once from each object; a session that nobody else can know has none.
+
+        Raises:
+            BrokerError: RocketMQ can't be reached, or refuses.
+        """
+        if not self._recorded:
+            await self._carrier.start()
+            await self._write(uuid.uuid4().hex, mark=False)
+            self._recorded = True
 
     async def close(self) -> None:
         """One `open` less."""
@@ -339,9 +336,6 @@ class Session:
             "all the time. Check that the RocketMQ proxy and brokers run.",
             transient=True,
         )
-
-    async def _record(self) -> None:
-        await self._write(uuid.uuid4().hex, mark=False)
 
     async def _mark(self, mark_id: str | None = None) -> str:
         mark_id = uuid.uuid4().hex if mark_id is None else mark_id

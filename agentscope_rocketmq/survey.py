@@ -70,11 +70,15 @@ class Look:
 
 
 async def oldest_of(look: Look, *, seconds: float) -> ReceivedMessage | None:
-    """The oldest message kept; None when none came within so many seconds: there is none."""
+    """The oldest message kept, marks apart; None when none came within so many seconds: there is none."""
     try:
         async with asyncio.timeout(seconds):
             await look.seek(Position.offset(0))
-            return await look.next()
+            while True:
+                message = await look.next()
+                record = _record(message)
+                if record is None or not record.mark:
+                    return message
     except TimeoutError:
         return None
 

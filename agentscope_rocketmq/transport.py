@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
+from agentscope_rocketmq.cursor import CURSOR_EXTENSION
 from agentscope_rocketmq.envelope import (
     BATCH_HEADER,
     IDLE_TIMEOUT_HEADER,
@@ -48,12 +49,15 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.routes import InstanceRoutes
     from agentscope_rocketmq.session import Session
 
-__all__ = ["ACK_TIMEOUT_HEADER", "Carrier", "RocketMQTransport"]
+__all__ = ["ACK_TIMEOUT_HEADER", "EXTENSIONS_HEADER", "Carrier", "RocketMQTransport"]
 
 logger = logging.getLogger(__name__)
 
 ACK_TIMEOUT_HEADER = "x-rocketmq-ack-timeout"
 """Request header, in seconds: how long one call waits for a worker to take it. It is not sent on."""
+
+EXTENSIONS_HEADER = "A2A-Extensions"
+"""Request header that lists the A2A extensions that a caller asks for."""
 
 INSTANCE_TIMEOUT = 3.0
 """Seconds within which the instance that runs a task must take a request for it; then any worker gets it."""
@@ -307,6 +311,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         await self._carrier.start()
         if not self._opened:
             # Two first requests at once: the channel counts its users, so give the second one back.
+            # Announced before: then there is something to read, and whose it is can be told at once.
+            await self.session.announce()
             await self.session.open()
             if self._opened or self._closed:
                 await self.session.close()
@@ -403,12 +409,21 @@ class _ResponseStream(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _as_httpx_errors(self._request):
             noted = None
-            async for text in self._pending.texts():
+            async for text in self._texts():
                 # A run that takes over is another instance's.
                 if (sticky := self._pending.call.sticky) != noted:
                     self._transport.note(self._envelope, self._pending, text)
                     noted = sticky
                 yield text.encode()
+
+    def _texts(self) -> AsyncIterator[str]:
+        # Only for those who ask, since it changes what the agent sent; and it takes time to look into each event.
+        asked = self._request.headers.get_list(EXTENSIONS_HEADER, split_commas=True)
+        return self._marked() if CURSOR_EXTENSION in asked else self._pending.texts()
+
+    async def _marked(self) -> AsyncIterator[str]:
+        async for piece in self._pending.pieces(marked=True):
+            yield piece.text
 
     async def aclose(self) -> None:
         self._transport.forget(self._pending)

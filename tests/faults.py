@@ -2,6 +2,7 @@
 
 python -m tests.faults work CONFIG TOPIC LEDGER     a worker in a process of its own, to be killed
 python -m tests.faults call CONFIG TOPIC TEXT       a caller in a process of its own, to be killed
+python -m tests.faults call-in CONFIG TOPIC "SESSION TEXT"      one that calls in a session
 """
 
 from __future__ import annotations
@@ -277,6 +278,20 @@ async def _call(config: RocketMQConfig, topic: str, text: str) -> None:
             pass
 
 
+async def _call_in(config: RocketMQConfig, topic: str, session_and_text: str) -> None:
+    session, _, text = session_and_text.partition(" ")
+    async with (
+        RocketMQ(config, card_cache=None) as rocketmq,
+        await rocketmq.client(card_for(config, topic), session=session) as client,
+    ):
+        async for _event in client.send_message(request(text)):
+            pass
+
+
 if __name__ == "__main__":
     _role, _config, *_arguments = sys.argv[1:]
-    asyncio.run({"work": _work, "call": _call}[_role](RocketMQConfig.model_validate_json(_config), *_arguments))
+    asyncio.run(
+        {"work": _work, "call": _call, "call-in": _call_in}[_role](
+            RocketMQConfig.model_validate_json(_config), *_arguments
+        )
+    )

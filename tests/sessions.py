@@ -1,22 +1,35 @@
-"""Sessions with a history, for tests: made by hand or by agents, and read through the package's own doors."""
+"""Sessions with a history, for tests: made by hand or by agents, and read through the package's own doors.
+
+python -m tests.sessions CONFIG NAME FILE     a listener in a process of its own, to be killed; it notes what it takes
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from agentscope_rocketmq import Cursor, RocketMQ, RocketMQConfig
 from agentscope_rocketmq.envelope import ResponseEnvelope
+from agentscope_rocketmq.errors import SessionTakenOver
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.sse import render_event
 from tests.waiting import LIMIT
 from tests.wires import chunk_event
 
 if TYPE_CHECKING:
-    from agentscope_rocketmq import RocketMQConfig, Session, SessionEvent
+    from collections.abc import Iterator
+
+    from agentscope_rocketmq import Session, SessionEvent
     from agentscope_rocketmq.rocketmq.producer import Producer
+
+
+TAKEN_OVER = 3  # exit status of a listener whose session another one opened
 
 
 class Agent:
@@ -156,3 +169,57 @@ class Listening:
             await self._changed.wait_for(lambda: self.error is not None)
         assert self.error is not None
         return self.error
+
+
+class Notes:
+    """What a listener in another process has taken: a line each, written before the next event is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def lines(self) -> list[str]:
+        # The last line may be a torn one.
+        return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def taken(self) -> list[str]:
+        """Each event once: what was repeated is known by its cursor, as an application would know it."""
+        texts: list[str] = []
+        newest = (-1, -1)
+        for line in self.lines():
+            cursor, _, text = line.partition(" ")
+            if (place := Cursor.parse(cursor).place) > newest:
+                newest = place
+                texts.append(text)
+        return texts
+
+    def repeated(self) -> int:
+        return len(self.lines()) - len(self.taken())
+
+
+@contextlib.contextmanager
+def listener(config: RocketMQConfig, name: str, notes: Notes) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that opens a session by its name alone; `kill()` on what is yielded is kill -9."""
+    command = [sys.executable, "-m", "tests.sessions", config.model_dump_json(exclude_defaults=True), name]
+    with subprocess.Popen([*command, str(notes.path)], cwd=Path(__file__).parent.parent) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+async def _listen(config: RocketMQConfig, name: str, path: Path) -> int:
+    with path.open("a", encoding="utf-8") as file:
+        async with RocketMQ(config, card_cache=None) as rocketmq:
+            try:
+                async for event in rocketmq.session(name).events():
+                    if text := text_of(event):
+                        file.write(f"{event.cursor} {text}\n")
+                        file.flush()
+            except SessionTakenOver:
+                return TAKEN_OVER
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(_listen(RocketMQConfig.model_validate_json(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))))

@@ -65,15 +65,26 @@ class LiteConsumer:
         group: Consumer group bound to it, without namespace; exclusive, since what is missing before a message is
             taken for the doing of an owner before or after this one.
         connect_timeout: Seconds that `start` may take.
+        unread: Where to put what comes, instead of `batches`: several consumers may share it. None for a queue of
+            its own.
     """
 
-    def __init__(self, connection: Connection, topic: str, group: str, *, connect_timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        topic: str,
+        group: str,
+        *,
+        connect_timeout: float = 10.0,
+        unread: asyncio.Queue[LiteBatch | LiteLost | None] | None = None,
+    ) -> None:
         self.topic = topic
         self.group = group
         self._connection = connection
         self._connect_timeout = connect_timeout
         self._subscriptions: dict[str, Subscription] = {}
-        self._unread: asyncio.Queue[LiteBatch | LiteLost | None] = asyncio.Queue()
+        self._unread: asyncio.Queue[LiteBatch | LiteLost | None] = asyncio.Queue() if unread is None else unread
+        self._shares = unread is not None
         self._refresh_now = asyncio.Event()
         # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
         self._changing = asyncio.Lock()
@@ -245,8 +256,12 @@ class LiteConsumer:
     async def batches(self) -> AsyncIterator[LiteBatch | LiteLost]:
         """What comes, until the consumer is closed. For one reader, who must ack for more to come."""
         while (item := await self._unread.get()) is not None:
-            self._poller.wake()
+            self.wake()
             yield item
+
+    def wake(self) -> None:
+        """There is room for more."""
+        self._poller.wake()
 
     async def ack(self, messages: Iterable[ReceivedMessage], *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """These are taken: the group's committed offset moves behind them once all before them are acked too.
@@ -314,7 +329,8 @@ class LiteConsumer:
             # Without subscriptions there is nothing that the polls in flight could be given, so they may be cut.
             await self._poller.aclose(wait=False)
             await self._client.aclose()
-            self._unread.put_nowait(None)
+            if not self._shares:
+                self._unread.put_nowait(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
