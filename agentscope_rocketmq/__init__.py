@@ -23,6 +23,7 @@ The rooms, in the order data flows::
     handover     requests that belong to another instance's conversation; taskchannels is how tasks are found
     server       A2AServer: HTTP, RocketMQ and the well-known card; app and ends are the a2a-sdk's side
     executor     AgentScope agent -> a2a executor; events and confirmation are its vocabulary
+    gateway      plain A2A clients over HTTP in front of agents on RocketMQ; a package with a map of its own
     provision    topics and groups that a card needs
     dev          a local RocketMQ for development and tests
     cli          the command `agentscope-rocketmq`
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events
     from agentscope_rocketmq.executor import AgentScopeExecutor
+    from agentscope_rocketmq.gateway import create_gateway
     from agentscope_rocketmq.replay import SessionEvent
     from agentscope_rocketmq.server import A2AServer
     from agentscope_rocketmq.session import Session
@@ -67,6 +69,7 @@ __all__ = [
     "__version__",
     "agent_events",
     "call_context",
+    "create_gateway",
     "cursor_of",
 ]
 
@@ -88,6 +91,7 @@ _HOMES = {
     "Timeouts": "config",
     "agent_events": "events",
     "call_context": "client",
+    "create_gateway": "gateway",
 }
 
 

@@ -234,7 +234,7 @@ class RocketMQ:
         """
         self._check()
         self._lite_topic(name, owner)
-        return self._session(name, owner, self._carrier(None))
+        return self._session(name, owner, self.carrier(None))
 
     def choice(self, client: Client | A2AAgent) -> Choice:
         """Which interface of its card a client or agent of this object took: label, URL and A2A version."""
@@ -328,7 +328,7 @@ class RocketMQ:
     ) -> JsonRpcTransport | CompatJsonRpcTransport:
         if choice.binding == ROCKETMQ:
             # Connect now rather than in the first call: whoever asks for a client wants to know.
-            await self._carrier(Address.parse(choice.url)).start()
+            await self.carrier(Address.parse(choice.url)).start()
             return self._over_rocketmq(card, choice, session, timeouts, extensions, headers)
         http = httpx.AsyncClient(**_options(choice, timeouts, extensions, headers))
         self._https.add(http)
@@ -344,7 +344,7 @@ class RocketMQ:
         headers: Mapping[str, str] | None,
     ) -> JsonRpcTransport | CompatJsonRpcTransport:
         address = Address.parse(choice.url)
-        carrier = self._carrier(address)
+        carrier = self.carrier(address)
         transport = RocketMQTransport(
             address,
             session=self._session(*session, carrier),
@@ -374,7 +374,7 @@ class RocketMQ:
         if self._closing.begun:
             raise ClosedError("This RocketMQ object is closed: make a new one.")
 
-    def _carrier(self, address: Address | None) -> Carrier:
+    def carrier(self, address: Address | None) -> Carrier:
         """What is shared by all that goes to the cluster of that address; None takes the configuration's."""
         if self._closing.begun:
             raise ClosedError("This RocketMQ object is closed: make a new one.")

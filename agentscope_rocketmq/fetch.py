@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from a2a.client import A2ACardResolver
@@ -20,6 +20,8 @@ from agentscope_rocketmq.card import card_to_dict, parse_card
 from agentscope_rocketmq.errors import CardError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from a2a.types import AgentCard
 
 __all__ = ["CardFetcher", "default_cache"]
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 FETCH_SECONDS = 5.0
 # Within this a card is not fetched again.
 FRESH_SECONDS = 60.0
+# What is longer is no card, and what takes longer than this as a whole is none today.
+MOST_BYTES = 1024 * 1024
+MOST_SECONDS = 2 * FETCH_SECONDS
 _NOBODY_BEHIND = (502, 503, 504)
 
 
@@ -65,7 +70,7 @@ class CardFetcher:
             return known
         base, path = (url.rsplit("/", 1)[0], url.rsplit("/", 1)[1]) if url.endswith(".json") else (url, None)
         try:
-            async with httpx.AsyncClient(timeout=FETCH_SECONDS) as http:
+            async with httpx.AsyncClient(timeout=FETCH_SECONDS, transport=_Bounded(httpx.AsyncHTTPTransport())) as http:
                 card = await A2ACardResolver(http, base).get_agent_card(path)
         except AgentCardResolutionError as error:
             # A load balancer in front of processes that are all down answers for them.
@@ -113,3 +118,38 @@ class CardFetcher:
                     raise
         except (OSError, ValueError) as error:  # a card with half of a surrogate pair can't be written
             logger.warning("The card of %s could not be kept in %s: %s", url, file.parent, error)
+
+
+class _Bounded(httpx.AsyncBaseTransport):
+    """Gives up on a response that is too long, or that comes drop by drop."""
+
+    def __init__(self, inner: httpx.AsyncHTTPTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        response.stream = _BoundedStream(response.stream, request)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _BoundedStream(httpx.AsyncByteStream):
+    def __init__(self, inner: Any, request: httpx.Request) -> None:
+        self._inner = inner
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        deadline = time.monotonic() + MOST_SECONDS
+        size = 0
+        async for chunk in self._inner:
+            size += len(chunk)
+            if size > MOST_BYTES:
+                raise httpx.DecodingError(f"it is longer than {MOST_BYTES} bytes", request=self._request)
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout(f"it did not come within {MOST_SECONDS:g} s", request=self._request)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()

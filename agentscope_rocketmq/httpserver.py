@@ -1,10 +1,11 @@
-"""The HTTP side of a server: an ASGI app on a socket, and the addresses at which it is reached."""
+"""HTTP served by this process: an ASGI app on a socket, its addresses, and the signals that end it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from agentscope_rocketmq.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["EVERY_ADDRESS", "base_url", "listen", "reachable", "serve_http", "shown"]
+__all__ = ["EVERY_ADDRESS", "base_url", "listen", "reachable", "serve_http", "shown", "stop_signals"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,14 @@ EVERY_ADDRESS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  (compared, not b
 
 _HTTP_START_SECONDS = 10.0
 _RESOLVE_SECONDS = 2.0
+# Longer than clients keep idle connections: one that the server closes first may break a request on its way.
+_KEEP_ALIVE = 75
+# Milliseconds for which a client may leave what it was sent unacknowledged before its connection is given up.
+_GIVE_UP = 120_000
 
 
 class _HTTPServer(uvicorn.Server):
-    """uvicorn, without its hold on the process's signals: `A2AServer.serve` has them."""
+    """uvicorn, without its hold on the process's signals: whoever serves has them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,6 +48,7 @@ async def serve_http(app: Any, listening: socket.socket, drain: float) -> Any:
             log_config=None,
             access_log=False,
             lifespan="auto",
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(drain)),
         )
     )
@@ -77,6 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
             "system choose), or stop what uses it."
         ) from error
     listening.setblocking(False)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP)
     return listening
 
 
@@ -106,3 +114,20 @@ async def reachable(host: str) -> str:
 def base_url(host: str, port: int) -> str:
     """The URL of a host and a port."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; where signals can't be had (a thread, Windows), it is never set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    taken: list[signal.Signals] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stopped.set)
+            taken.append(number)
+    try:
+        yield stopped
+    finally:
+        for taken_one in taken:
+            loop.remove_signal_handler(taken_one)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import uuid
 import warnings
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +26,7 @@ from agentscope_rocketmq.card import (
 )
 from agentscope_rocketmq.config import RocketMQConfig
 from agentscope_rocketmq.errors import CardError, ClosedError
-from agentscope_rocketmq.httpserver import EVERY_ADDRESS, base_url, listen, reachable, serve_http, shown
+from agentscope_rocketmq.httpserver import EVERY_ADDRESS, base_url, listen, reachable, serve_http, shown, stop_signals
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
@@ -37,7 +36,7 @@ from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.rocketmq.rate import RateLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from a2a.server.agent_execution import AgentExecutor
     from a2a.server.tasks import TaskStore
@@ -242,7 +241,7 @@ class A2AServer:
         """
         await self._start(self._host if host is None else host, self._port if port is None else port)
         try:
-            with _signals() as stopped:
+            with stop_signals() as stopped:
                 await self._until(stopped)
         finally:
             await self.aclose()
@@ -426,20 +425,3 @@ def _load(card: CardSource) -> AgentCard:
     if isinstance(card, str | os.PathLike):
         return read_card(card)
     return parse_card(card)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; where signals can't be had (a thread, Windows), it is never set."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    taken: list[signal.Signals] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, stopped.set)
-            taken.append(number)
-    try:
-        yield stopped
-    finally:
-        for taken_one in taken:
-            loop.remove_signal_handler(taken_one)

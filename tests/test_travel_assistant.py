@@ -8,6 +8,7 @@ import os
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
 import uuid
@@ -160,6 +161,40 @@ def test_the_demo_killed_at_its_prompt_leaves_nothing_behind(tmp_path):
             ended, _, _ = select.select([descriptor], [], [], LIMIT)
             os.close(descriptor)
             assert ended
+
+
+@SESSION_GROUP
+def test_the_demo_through_gateways_survives_the_kill_of_the_one_that_answers(engine):
+    run = uuid.uuid4().hex
+    environ = {**os.environ, "ROCKETMQ_NAMESRV": engine.namesrv, "MODEL": "offline", "TRAVEL_ASSISTANT_RUN": run}
+    question = "帮我做一个下周三到下周日杭州周边自驾游方案"
+    command = [sys.executable, "-m", "examples.travel_assistant", "--engine", engine.endpoint, "--gateways", "2"]
+    lines, gateway = [], 0
+    with subprocess.Popen(
+        [*command, "--ask", question],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            lines.append(line)
+            if found := re.search(r"Gateway 1 is \S+, process (\d+)", line):
+                gateway = int(found[1])
+            # The supervisor has asked its first agent: the answer is under way.
+            if line.startswith("[Supervisor → WeatherAgent"):
+                os.kill(gateway, signal.SIGKILL)
+    output = "".join(lines)
+    assert demo.returncode == 0, output
+    assert re.search(r"went on at another gateway: [1-9]", output), output
+    assert _pids_of(run) == []
+    for said in ("[Supervisor → WeatherAgent", "[WeatherAgent →", "[Supervisor → TravelAgent", "[TravelAgent →"):
+        assert output.count(said) == 1
+    plan_text = output[output.index("TravelAgent > ") :]
+    for number in range(1, 6):
+        assert plan_text.count(f"## 第 {number} 天") == 1
 
 
 def _demo(engine, *arguments, said="", environ=None):

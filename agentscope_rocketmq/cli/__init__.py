@@ -10,6 +10,7 @@ import sys
 import typer
 
 from agentscope_rocketmq.cli.dev import dev
+from agentscope_rocketmq.cli.gateway import gateway, token
 from agentscope_rocketmq.cli.provision import provision
 from agentscope_rocketmq.errors import AgentScopeRocketMQError, ConfigurationError
 
@@ -26,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(dev)
+app.command()(gateway)
 app.command()(provision)
+app.command()(token)
 
 
 def main() -> None:

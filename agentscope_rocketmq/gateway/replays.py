@@ -1,0 +1,275 @@
+"""Going on with a session or a task: what happened after a cursor, then what happens, on any gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from a2a.compat.v0_3.conversions import to_compat_stream_response
+from a2a.types import StreamResponse
+from google.protobuf.json_format import MessageToDict
+
+from agentscope_rocketmq.gateway.calls import LAST_EVENT_ID
+from agentscope_rocketmq.gateway.cursors import Place
+from agentscope_rocketmq.gateway.refusal import Refusal
+from agentscope_rocketmq.gateway.streams import RETRY, EventStream
+from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
+from agentscope_rocketmq.sse import render_event
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from agentscope_rocketmq.gateway.agents import Agent
+    from agentscope_rocketmq.gateway.calls import Calls
+    from agentscope_rocketmq.gateway.conversations import Conversation, Conversations
+    from agentscope_rocketmq.gateway.cursors import Cursors
+    from agentscope_rocketmq.gateway.questions import Question
+    from agentscope_rocketmq.gateway.streams import Streams
+    from agentscope_rocketmq.replay import SessionEvent
+
+__all__ = ["Replays", "start_of"]
+
+# What was asked for is known to be there, or not to be, within this where nothing comes.
+_FIRST_SECONDS = 3.0
+# A task that had ended, or that waits: nothing more of it comes when nothing came for this long.
+_QUIET_SECONDS = 1.0
+_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+class Replays:
+    """Streams of events from a place on.
+
+    Args:
+        conversations: The sessions in use.
+        calls: Asks agents for tasks.
+        streams: The open streams.
+        cursors: Reads what clients show, and writes what they go on from.
+    """
+
+    def __init__(self, *, conversations: Conversations, calls: Calls, streams: Streams, cursors: Cursors) -> None:
+        self._conversations = conversations
+        self._calls = calls
+        self._streams = streams
+        self._cursors = cursors
+
+    async def session(self, name: str, owner: str, query: Mapping[str, str], last_event_id: str | None) -> EventStream:
+        """The events of a session: `GET /sessions/{name}/events`.
+
+        Args:
+            name: Name of the session.
+            owner: Who asks.
+            query: `after` (a cursor), `since` (a time), `from_start`, `tail` (a number), `follow`, `observe`.
+            last_event_id: The request's header, which wins over `after`.
+
+        Raises:
+            Refusal: 400, the query is wrong; 403, the cursor is; 404, there is no such session.
+            AgentScopeRocketMQError: `ReplayGapError`, `WrongOwner` and others.
+        """
+        start = start_of(query)
+        shown = last_event_id or start.pop("after", None)
+        if shown:
+            start = {"follow": start["follow"], "observe": start["observe"]} | self._after(name, owner, shown)
+        conversation = self._conversations.of(name, owner)
+        events = await self._events(conversation, start, known=bool(shown))
+
+        async def rendered() -> AsyncGenerator[str, None]:
+            retry = f"retry: {RETRY}\n"
+            while (event := await events.take()) is not None:
+                yield retry + self._render(event.raw, event, conversation)
+                retry = ""
+
+        return EventStream(rendered(), streams=self._streams, on_end=events.aclose)
+
+    async def task(
+        self, agent: Agent, question: Question, headers: Mapping[str, str], owner: str, last_event_id: str
+    ) -> Any:
+        """A task, then every event of it after a cursor, also when it has ended meanwhile.
+
+        Raises:
+            Refusal: 403, the cursor is wrong.
+            AgentScopeRocketMQError: `ReplayGapError`, `WrongOwner` and others.
+        """
+        place = self._cursors.read(last_event_id, owner=owner)
+        conversation = self._conversations.of(place.session, owner)
+        status, text, answer = await self._calls.task(agent, question, headers, owner)
+        task = answer.get("result")
+        if status != 200 or not isinstance(task, dict):  # noqa: PLR2004  (HTTP's)
+            return self._calls.answer(status, json.dumps({**answer, "id": question.rpc.id}) if answer else text)
+        events = await self._events(conversation, _from(place), known=True)
+
+        async def rendered() -> AsyncGenerator[str, None]:
+            shown = task if question.old else {"task": task}
+            snapshot = json.dumps({"jsonrpc": "2.0", "id": question.rpc.id, "result": shown}, ensure_ascii=False)
+            yield f"retry: {RETRY}\n" + render_event(snapshot, event_id=last_event_id)
+            state = progress(snapshot)
+            while (event := await events.take(None if state is Progress.OPEN else _QUIET_SECONDS)) is not None:
+                result = _result(event.raw)
+                if _task_of(result) != question.task_id:
+                    continue
+                state = progress(event.raw)
+                yield self._render(_said(result, event, question), event, conversation)
+                if state is Progress.ENDED:
+                    return
+
+        return EventStream(
+            rendered(),
+            streams=self._streams,
+            headers={LAST_EVENT_ID: last_event_id},
+            rpc_id=question.rpc.id,
+            on_end=events.aclose,
+        )
+
+    async def _events(self, conversation: Conversation, start: dict[str, Any], *, known: bool) -> _Ahead:
+        """Events from a start that is there.
+
+        Args:
+            conversation: The session.
+            start: Arguments of `Session.events`.
+            known: Whether the session surely was there once.
+        """
+        name, session = conversation.name, conversation.session
+        if known and self._cursors.signed:
+            # A new gateway has no time to lose: the cursor says all that a look into the session would.
+            session.trust()
+        if not await session.recorded():
+            # Nobody makes a session by asking for it.
+            if known:
+                raise Refusal(410, "gap", f"Nothing is kept of session {name!r} any more.")
+            raise Refusal(404, "no-such-session", f"There is no session {name!r} of yours.")
+        events = _Ahead(session.events(**start))
+        try:
+            # What is wrong with the place is known before the answer begins.
+            await events.look(_FIRST_SECONDS)
+        except BaseException:
+            await events.aclose()
+            raise
+        return events
+
+    def _after(self, name: str, owner: str, shown: str) -> dict[str, Any]:
+        place = self._cursors.read(shown, owner=owner)
+        if place.session != name:
+            raise Refusal(403, "bad-cursor", "This cursor (Last-Event-ID, after) is one of another session.")
+        return _from(place)
+
+    def _render(self, data: str, event: SessionEvent, conversation: Conversation) -> str:
+        conversation.position = str(event.cursor)
+        place = Place(conversation.name, conversation.position)
+        return render_event(data, event_id=self._cursors.write(place, owner=conversation.owner))
+
+
+def start_of(query: Mapping[str, str]) -> dict[str, Any]:
+    """Read where a replay begins from a query string, as arguments of `Session.events`.
+
+    Raises:
+        Refusal: 400, something in it can't be read, or it has two starts.
+    """
+    start: dict[str, Any] = {"follow": _flag(query, "follow", default=True), "observe": _flag(query, "observe")}
+    if "after" in query:
+        start["after"] = query["after"]
+    if "since" in query:
+        try:
+            # A "+" that was not escaped arrives as a space.
+            since = datetime.fromisoformat(query["since"].replace(" ", "+"))
+        except ValueError:
+            raise _bad("since", query["since"], "a time as 2026-01-31T12:00:00Z") from None
+        if since.tzinfo is None:
+            raise _bad("since", query["since"], "a time with its zone, as 2026-01-31T12:00:00Z")
+        start["since"] = since
+    if "tail" in query:
+        number = query["tail"]
+        if not (number.isascii() and number.isdigit() and len(number) < 10):  # noqa: PLR2004
+            raise _bad("tail", number, "a number of events")
+        start["tail"] = int(number)
+    if _flag(query, "from_start"):
+        start["from_start"] = True
+    if sum(name in start for name in ("after", "since", "tail", "from_start")) > 1:
+        raise Refusal(400, "bad-request", "Give one start: after, since, tail or from_start.")
+    return start
+
+
+def _flag(query: Mapping[str, str], name: str, *, default: bool = False) -> bool:
+    text = query.get(name)
+    if text is None:
+        return default
+    if text.lower() not in _FLAGS:
+        raise _bad(name, text, "true or false")
+    return _FLAGS[text.lower()]
+
+
+def _bad(name: str, value: str, wanted: str) -> Refusal:
+    return Refusal(400, "bad-request", f"{name}={value[:64]!r} can't be read: give {wanted}.")
+
+
+def _from(place: Place) -> dict[str, Any]:
+    return {"after": place.cursor} if place.cursor else {"from_start": True}
+
+
+class _Ahead:
+    """Events that can be waited for without being lost when the waiting ends."""
+
+    def __init__(self, events: AsyncGenerator[SessionEvent, None]) -> None:
+        self._events = events
+        self._coming: asyncio.Task[SessionEvent | None] | None = None
+
+    async def look(self, seconds: float | None) -> bool:
+        """Whether the next event, or the end, comes in that time; raises what went wrong instead."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(_next(self._events), name="gateway.replay.next")
+        await asyncio.wait({self._coming}, timeout=seconds)
+        if not self._coming.done():
+            return False
+        self._coming.result()
+        return True
+
+    async def take(self, seconds: float | None = None) -> SessionEvent | None:
+        """The next event; None at the end, or when none comes in that time."""
+        if not await self.look(seconds) or self._coming is None:
+            return None
+        event, self._coming = self._coming.result(), None
+        return event
+
+    async def aclose(self) -> None:
+        """End it."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
+        await self._events.aclose()
+
+
+async def _next(events: AsyncGenerator[SessionEvent, None]) -> SessionEvent | None:
+    return await anext(events, None)
+
+
+def _result(raw: str) -> dict[str, Any]:
+    try:
+        response = read_json(raw)
+    except ValueError:
+        return {}
+    result = response.get("result") if isinstance(response, dict) else None
+    return result if isinstance(result, dict) else {}
+
+
+def _task_of(result: Mapping[str, Any]) -> str | None:
+    """The task that an event is about, in both versions' words."""
+    if isinstance(task := result.get("task"), dict):
+        return task.get("id")
+    if result.get("kind") == "task":
+        return result.get("id")
+    for name in ("statusUpdate", "artifactUpdate"):
+        if isinstance(update := result.get(name), dict):
+            return update.get("taskId")
+    return result.get("taskId") if result.get("kind") in ("status-update", "artifact-update") else None
+
+
+def _said(result: dict[str, Any], event: SessionEvent, question: Question) -> str:
+    """An event as the answer to this request: with its id, in its version's words."""
+    payload = event.payload if ("kind" in result) is not question.old else None
+    if isinstance(payload, StreamResponse):
+        if question.old:
+            compat = to_compat_stream_response(payload, request_id="")
+            result = compat.model_dump(mode="json", by_alias=True, exclude_none=True)["result"]
+        else:
+            result = MessageToDict(payload)
+    return json.dumps({"jsonrpc": "2.0", "id": question.rpc.id, "result": result}, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Things that are killed while work goes on, and the proof that nothing was lost or doubled."""

@@ -1,0 +1,278 @@
+"""Sessions through gateways: every event has a cursor, and any gateway goes on from it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+import pytest
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskUpdater
+from a2a.types import Part, Task, TaskState, TaskStatus
+from pydantic import SecretStr
+
+from agentscope_rocketmq import RocketMQ
+from agentscope_rocketmq.gateway.cursors import Cursors, Place
+from tests.faults import Counter, Ledger
+from tests.gateways import (
+    VERSIONS,
+    about,
+    client,
+    events,
+    gateway_for,
+    message,
+    numbers,
+    result,
+    stream,
+    task_of,
+)
+from tests.services import card_for, server_for
+from tests.waiting import LIMIT, take, until
+
+both_versions = pytest.mark.parametrize("version", VERSIONS)
+
+
+@pytest.fixture
+async def setting(config, make_topic, tmp_path):
+    """A counter behind RocketMQ: its card, its ledger and itself."""
+    names = await make_topic("NORMAL")
+    counter = Counter(Ledger(tmp_path / "ledger"))
+    card = card_for(config, names.topic)
+    async with server_for(counter, config, names.topic, card=card):
+        yield card, counter
+        for enough in counter.enough.values():
+            enough.set()
+
+
+@both_versions
+async def test_from_every_cursor_of_a_stream_the_rest_of_it_can_be_had_at_another_gateway(config, setting, version):
+    card, _ = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url, version=version) as http:
+            found = await events(http, "/", message("x 7", version=version))
+        assert numbers(found) == list(range(7))
+        [session] = {task_of(found[0])["contextId"]}
+        async with client(other.url, version=version) as http:
+            for position in range(len(found) - 1):
+                path = f"/sessions/{session}/events?follow=false"
+                rest = await events(http, path, **{"last-event-id": found[position].id})
+                assert [(e.id, e.data) for e in rest] == [(e.id, e.data) for e in found[position + 1 :]]
+                assert await events(http, f"{path}&after={found[position].id}") == rest
+            whole = await events(http, f"/sessions/{session}/events?from_start=1&follow=0")
+            assert [(e.id, e.data) for e in whole] == [(e.id, e.data) for e in found]
+
+
+@pytest.mark.parametrize("asked", VERSIONS)
+@both_versions
+async def test_an_ended_task_answers_with_itself_and_then_with_what_came_after_the_cursor(
+    config, setting, version, asked
+):
+    card, _ = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url, version=version) as http:
+            found = await events(http, "/", message("x 5", version=version))
+        task = task_of(found[0])
+        async with client(other.url, version=asked) as http:
+            first, *rest = await events(
+                http, "/", about("subscribe", task["id"], version=asked), **{"last-event-id": found[2].id}
+            )
+        assert task_of(first)["id"] == task["id"]
+        assert task_of(first)["status"]["state"] in ("TASK_STATE_COMPLETED", "completed")
+        assert {json.loads(event.data)["id"] for event in rest} == {"q"}
+        assert numbers(rest) == [2, 3, 4]
+        assert [event.id for event in rest] == [event.id for event in found[3:]]
+        if version == asked:
+            assert [result(event) for event in rest] == [result(event) for event in found[3:]]
+
+
+@both_versions
+async def test_a_running_task_goes_on_at_another_gateway_where_the_client_left_it(config, setting, version):
+    card, counter = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url, version=version) as http, stream(http, "/", message("x", version=version)) as left:
+            before = await take(left.events, 4)
+        async with (
+            client(other.url, version=version) as http,
+            stream(
+                http,
+                "/",
+                about("subscribe", task_of(before[0])["id"], version=version),
+                **{"last-event-id": before[-1].id},
+            ) as joined,
+        ):
+            [task] = await take(joined.events, 1)
+            after = await take(joined.events, 4)
+            counter.enough["x"].set()
+            async with asyncio.timeout(LIMIT):
+                after += [event async for event in joined.events]
+    assert task_of(task)["id"] == task_of(before[0])["id"]
+    counted = numbers(before) + numbers(after)
+    assert counted == list(range(len(counted)))
+    assert counter.ledger.count("end", "x") == 1
+
+
+async def test_a_client_that_leaves_cancels_nothing(config, setting):
+    card, counter = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        async with stream(http, "/", message("x")) as left:
+            await take(left.events, 2)
+        await until(lambda: len(served.gateway.streams) == 0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(http.post("/", json=message("y", stream=False)), 0.5)
+        assert [counter.ledger.count("end", name) for name in "xy"] == [0, 0]
+        for name in "xy":
+            counter.enough[name].set()
+        await until(lambda: [counter.ledger.count("end", name) for name in "xy"] == [1, 1])
+
+
+async def test_where_no_event_came_yet_the_response_says_what_to_go_on_from(config, setting):
+    card, counter = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url) as http, stream(http, "/", message("x")) as response:
+            cursor = response.headers["last-event-id"]
+        counter.enough["x"].set()
+        await until(lambda: counter.ledger.count("end", "x") == 1)
+        session = Cursors(None).read(cursor, owner="anonymous").session
+        async with client(other.url) as http:
+            rest = await events(http, f"/sessions/{session}/events?follow=0", **{"last-event-id": cursor})
+        assert task_of(rest[0])["contextId"] == session
+        assert numbers(rest) == list(range(len(numbers(rest))))
+
+
+async def test_a_session_can_be_replayed_from_its_start_from_a_time_and_from_its_end(config, setting):
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        first = await events(http, "/", message("x 2", contextId="talk"))
+        between = datetime.now(UTC)
+        second = await events(http, "/", message("y 3", contextId="talk"))
+        path = "/sessions/talk/events?follow=0"
+        data = [event.data for event in (*first, *second)]
+        assert [e.data for e in await events(http, f"{path}&from_start=true")] == data
+        assert [e.data for e in await events(http, f"{path}&from_start=true&observe=true")] == data
+        since = between.isoformat().replace("+00:00", "Z")
+        assert [e.data for e in await events(http, f"{path}&since={since}")] == [e.data for e in second]
+        assert [e.data for e in await events(http, f"{path}&tail=2")] == data[-2:]
+
+
+async def test_a_replay_follows_what_comes(config, setting):
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        first = await events(http, "/", message("x 2", contextId="talk"))
+        async with stream(http, "/sessions/talk/events?from_start=1") as followed:
+            assert [e.data for e in await take(followed.events, len(first))] == [e.data for e in first]
+            second = await events(http, "/", message("y 3", contextId="talk"))
+            assert [e.data for e in await take(followed.events, len(second))] == [e.data for e in second]
+
+
+class _AskBack(AgentExecutor):
+    """Asks back once, then is done."""
+
+    async def execute(self, context, event_queue):
+        if context.current_task is None:
+            submitted = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+            await event_queue.enqueue_event(
+                Task(id=context.task_id, context_id=context.context_id, status=submitted, history=[context.message])
+            )
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        if context.current_task is None:
+            await updater.requires_input()
+            return
+        await updater.add_artifact([Part(text="7")], artifact_id="a")
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+@both_versions
+async def test_a_message_that_names_only_its_task_is_of_the_tasks_session(config, make_topic, version):
+    names = await make_topic("NORMAL")
+    card = card_for(config, names.topic)
+    async with (
+        server_for(_AskBack(), config, names.topic, card=card),
+        gateway_for(config, card) as one,
+        gateway_for(config, card) as other,
+    ):
+        async with client(one.url, version=version) as http:
+            asked = await events(http, "/", message("x", version=version))
+        task = task_of(asked[0])
+        async with client(other.url, version=version) as http:
+            answered = await events(http, "/", message("y", version=version, taskId=task["id"]))
+            assert numbers(answered) == [7]
+            path = f"/sessions/{task['contextId']}/events?from_start=1&follow=0"
+            assert [e.data for e in await events(http, path)] == [e.data for e in (*asked, *answered)]
+            _, *rest = await events(
+                http, "/", about("subscribe", task["id"], version=version), **{"last-event-id": asked[0].id}
+            )
+            assert [e.id for e in rest] == [e.id for e in (*asked[1:], *answered)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["since=yesterday", "since=2026-01-01T00:00:00", "tail=x", "tail=-1", "follow=maybe", "tail=1&from_start=1"],
+)
+async def test_what_cannot_be_read_is_refused(config, setting, query):
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        response = await http.get(f"/sessions/talk/events?{query}")
+        assert response.status_code == 400
+        assert response.json()["error"]["data"]["reason"] == "bad-request"
+
+
+async def test_sessions_that_are_not_there_and_cursors_that_lead_nowhere_are_refused_each_by_its_status(
+    config, setting
+):
+    card, _ = setting
+    secret = "a secret"
+    config = config.model_copy(update={"a2a_secret": SecretStr(secret)})
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        found = await events(http, "/", message("x 1", contextId="talk"))
+        cursors = Cursors(secret)
+        made_up = cursors.write(Place("talk", "5.0.000000000000"), owner="anonymous")
+        gone = cursors.write(Place("nobody", "5.0.000000000000"), owner="anonymous")
+        for path, headers, status, reason in (
+            ("/sessions/nobody/events?from_start=1", {}, 404, "no-such-session"),
+            ("/sessions/nobody/events?tail=3&follow=0", {}, 404, "no-such-session"),
+            ("/sessions/nobody/events", {"last-event-id": gone}, 410, "gap"),
+            ("/sessions/talk/events", {"last-event-id": made_up}, 410, "gap"),
+            ("/sessions/talk/events", {"last-event-id": "nonsense"}, 403, "bad-cursor"),
+            ("/sessions/other/events", {"last-event-id": found[0].id}, 403, "bad-cursor"),
+            ("/sessions/talk/events", {"last-event-id": found[0].id[:-1] + "_"}, 403, "bad-cursor"),
+            ("/sessions/talk/events?after=" + Cursors(None).write(Place("talk", ""), owner=""), {}, 403, "bad-cursor"),
+        ):
+            response = await http.get(path, headers=headers)
+            assert (response.status_code, response.json()["error"]["data"]["reason"]) == (status, reason), path
+        body = about("subscribe", task_of(found[0])["id"])
+        response = await http.post("/", json=body, headers={"last-event-id": "nonsense"})
+        assert (response.status_code, response.json()["id"]) == (403, "q")
+        response = await http.post("/", json=about("subscribe", "no-such-task"), headers={"last-event-id": found[0].id})
+        assert (response.status_code, response.json()["error"]["code"], response.json()["id"]) == (200, -32001, "q")
+
+
+async def test_a_session_of_another_owner_is_refused_by_what_is_recorded_in_it(config, setting):
+    card, counter = setting
+    async with RocketMQ(config, card_cache=None) as rocketmq:
+        session = rocketmq.session("bobs", owner="bob")
+        await session.open()
+        await session.close()
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        response = await http.get("/sessions/bobs/events?from_start=1")
+        assert (response.status_code, response.json()["error"]["data"]["reason"]) == (403, "wrong-owner")
+        response = await http.post("/", json=message("x 1", contextId="bobs"))
+        assert (response.status_code, response.json()["id"]) == (403, "q")
+    assert counter.ledger.count("begin", "x") == 0
+
+
+@pytest.mark.parametrize(("name", "other"), [("contextId", "context_id"), ("taskId", "task_id")])
+async def test_a_field_that_is_written_twice_is_refused(config, setting, name, other):
+    card, counter = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        twice = message("x 1")
+        twice["params"]["message"] |= {name: "mine", other: "another"}
+        response = await http.post("/", json=twice)
+        assert response.json()["error"]["code"] == -32602
+        found = await events(http, "/", message("y 1", context_id="in-other-words"))
+        assert task_of(found[0])["contextId"] == "in-other-words"
+        assert await events(http, "/sessions/in-other-words/events?from_start=1&follow=0")
+    assert counter.ledger.count("begin", "x") == 0

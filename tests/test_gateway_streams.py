@@ -1,0 +1,188 @@
+"""What a gateway does for its streams: keeps them alive, cuts off who does not read, sends clients elsewhere at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskUpdater
+from a2a.types import Part, Task, TaskState, TaskStatus
+
+from agentscope_rocketmq.config import Timeouts
+from agentscope_rocketmq.sse import parse_events
+from tests.faults import Counter, Ledger
+from tests.gateways import about, client, events, gateway_for, message, numbers, stream, task_of
+from tests.services import card_for, server_for
+from tests.waiting import LIMIT, take, until
+
+LARGE = 64 * 1024
+
+
+class Pourer(AgentExecutor):
+    """Streams large pieces until it is told that it is enough."""
+
+    def __init__(self):
+        self.enough = asyncio.Event()
+        self.poured = 0
+
+    async def execute(self, context, event_queue):
+        submitted = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=submitted))
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        while not self.enough.is_set():
+            text = f"{self.poured} " + "x" * LARGE
+            await updater.add_artifact([Part(text=text)], artifact_id="a", append=self.poured > 0)
+            self.poured += 1
+            await asyncio.sleep(0.02)
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def setting(config, make_topic, tmp_path):
+    """A counter behind RocketMQ, and its card."""
+    names = await make_topic("NORMAL")
+    counter = Counter(Ledger(tmp_path / "ledger"))
+    card = card_for(config, names.topic)
+    async with server_for(counter, config, names.topic, card=card):
+        yield card, counter
+        for enough in counter.enough.values():
+            enough.set()
+
+
+async def test_a_quiet_stream_is_kept_alive_by_comments(config, setting):
+    card, _ = setting
+    async with gateway_for(config, card, keep_alive=0.1) as served, client(served.url) as http:
+        await events(http, "/", message("x 1", contextId="talk"))
+        async with http.stream("GET", "/sessions/talk/events?from_start=1") as response, asyncio.timeout(LIMIT):
+            text = ""
+            async for chunk in response.aiter_text():
+                text += chunk
+                if text.count(": keep-alive\n") >= 3:
+                    break
+    assert len(parse_events(text)) == 3
+    assert ": keep-alive\n\n" not in text
+
+
+async def test_a_reader_that_does_not_read_is_cut_off_with_a_resync_event_and_slows_nobody(
+    config, make_topic, tmp_path
+):
+    config = config.model_copy(update={"timeouts": Timeouts(stall=1.0)})
+    pouring, counting = await make_topic("NORMAL"), await make_topic("NORMAL")
+    cards = [card_for(config, pouring.topic, name="Pourer"), card_for(config, counting.topic, name="Counter")]
+    pourer, counter = Pourer(), Counter(Ledger(tmp_path / "ledger"))
+    async with (
+        server_for(pourer, config, pouring.topic, card=cards[0]),
+        server_for(counter, config, counting.topic, card=cards[1]),
+        gateway_for(config, *cards) as served,
+        client(served.url) as http,
+    ):
+        host, port = served.url.removeprefix("http://").split(":")
+        connected = socket.create_connection((host, int(port)))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        reader, writer = await asyncio.open_connection(sock=connected, limit=1024)
+        body = json.dumps(message("pour", contextId="poured")).encode()
+        head = f"POST /pourer HTTP/1.1\r\nhost: x\r\na2a-version: 1.0\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await until(lambda: len(served.gateway.streams) == 1)
+        # While it leaves everything unread, others have their agents, their sessions and the cards.
+        for number in range(2):
+            found = await events(http, "/counter", message(f"x{number} 3"))
+            assert numbers(found) == [0, 1, 2]
+            assert (await http.get("/pourer/.well-known/agent-card.json")).status_code == 200
+        # Once the kernel's buffers are full.
+        await until(lambda: served.gateway.streams.cut_off == 1)
+        async with asyncio.timeout(LIMIT):
+            rest = (await reader.read(-1)).decode()
+        assert "event: resync" in rest[-2000:]
+        pourer.enough.set()
+        writer.close()
+        await until(lambda: len(served.gateway.streams) == 0)
+        # It has the ids of what it got, and goes on from there.
+        text = "".join(_chunks(rest.partition("\r\n\r\n")[2]))
+        got = [event for event in parse_events(text) if event.id is not None]
+        whole = await events(http, "/sessions/poured/events?from_start=1&follow=0")
+        again = await events(http, "/sessions/poured/events?follow=0", **{"last-event-id": got[-1].id})
+        assert [event.id for event in (*got, *again)] == [event.id for event in whole]
+
+
+def _chunks(text):
+    """The pieces of a chunked HTTP body."""
+    while text:
+        size, _, text = text.partition("\r\n")
+        length = int(size or "0", 16)
+        if not length:
+            return
+        yield text[:length]
+        text = text[length + 2 :]
+
+
+async def test_at_its_end_a_gateway_sends_its_clients_elsewhere(config, setting):
+    card, counter = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url) as http, stream(http, "/", message("x")) as response:
+            before = await take(response.events, 3)
+            ending = asyncio.create_task(http.post("/", json=message("y", stream=False)))
+            await until(lambda: counter.ledger.count("begin", "y") == 1)
+            draining = asyncio.create_task(one.gateway.drain())
+            async with asyncio.timeout(LIMIT):
+                before += [event async for event in response.events]
+            *before, last = before
+            assert last.name == "reconnect"
+            assert json.loads(last.data)["error"]["data"] == {"reason": "draining"}
+            assert (await http.get("/healthz")).status_code == 200
+            assert (await http.get("/readyz")).status_code == 503
+            refused = await http.post("/", json=message("z 1"))
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            # Calls without a stream end as they would.
+            counter.enough["y"].set()
+            assert (await ending).json()["result"]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
+            await draining
+        body = about("subscribe", task_of(before[0])["id"])
+        async with client(other.url) as http, stream(http, "/", body, **{"last-event-id": before[-1].id}) as joined:
+            after = await take(joined.events, 4)
+            counter.enough["x"].set()
+            async with asyncio.timeout(LIMIT):
+                after += [event async for event in joined.events]
+    counted = numbers(before) + numbers(after)
+    assert counted == list(range(len(counted)))
+    assert counter.ledger.count("begin", "z") == 0
+
+
+async def test_drain_takes_no_longer_than_it_may(config, setting):
+    card, counter = setting
+    config = config.model_copy(update={"timeouts": Timeouts(drain=0.5)})
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        never = asyncio.create_task(http.post("/", json=message("x", stream=False)))
+        await until(lambda: counter.ledger.count("begin", "x") == 1)
+        async with asyncio.timeout(LIMIT):
+            await served.gateway.drain()
+        assert not never.done()
+        never.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await never
+
+
+async def test_a_session_that_is_opened_elsewhere_tells_its_stream_here(config, setting):
+    card, counter = setting
+    async with (
+        gateway_for(config, card) as one,
+        gateway_for(config, card) as other,
+        client(one.url) as http,
+        stream(http, "/", message("x", contextId="talk")) as response,
+    ):
+        before = await take(response.events, 3)
+        async with client(other.url) as there, stream(there, "/sessions/talk/events?from_start=1") as joined:
+            await take(joined.events, 3)
+            async with asyncio.timeout(LIMIT):
+                before += [event async for event in response.events]
+            assert before[-1].name == "reconnect"
+            assert json.loads(before[-1].data)["error"]["data"] == {"reason": "taken-over"}
+            counter.enough["x"].set()
+    assert counter.ledger.count("begin", "x") == 1
