@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from a2a.types import StreamResponse
 
-from agentscope_rocketmq import Cursor, RocketMQ
+from agentscope_rocketmq import CURSOR_EXTENSION, Cursor, RocketMQ, cursor_of
 from agentscope_rocketmq.errors import ConfigurationError, ReplayGapError, ResyncRequired, SessionTakenOver, WrongOwner
 from tests.sessions import Agent, Listening, heard, text_of, texts
 from tests.waiting import LIMIT
@@ -216,3 +216,27 @@ async def test_a_listener_that_lags_while_others_go_on_is_cut_off_with_its_curso
 async def test_a_start_that_is_none_is_refused_at_once(rocketmq, where):
     with pytest.raises(ConfigurationError):
         rocketmq.session("trip").events(**where)
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.3"])
+async def test_events_of_an_sdk_client_carry_their_cursors_for_those_who_ask(config, make_topic, version):
+    from tests.agents import make_echo_agent
+    from tests.services import calling, request, server_for
+
+    topic = (await make_topic("NORMAL")).topic
+    async with server_for(make_echo_agent, config, topic) as server:
+        asking = calling(config, server, version=version, extensions=[CURSOR_EXTENSION], session="asked")
+        async with asking as client:
+            cursors = [cursor_of(event) async for event in client.send_message(request("hello"))]
+        async with calling(config, server, version=version) as client:
+            assert {cursor_of(event) async for event in client.send_message(request("hello"))} == {None}
+    async with RocketMQ(config, card_cache=None) as rocketmq:
+        session = rocketmq.session("asked")
+        events = await heard(session, from_start=True)
+        assert cursors == [event.cursor for event in events]
+        assert len(cursors) > 2
+        first, last = events[0].payload, events[-1].payload
+        assert isinstance(first, StreamResponse)
+        assert isinstance(last, StreamResponse)
+        assert first.HasField("task")
+        assert last.HasField("status_update")
