@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 # Acking what was read, dropping the subscriptions and taking leave: 3 s each at most, where nobody answers.
 CLOSE_SECONDS = 15.0
+# Acking what was read of a session that is left, where nobody answers.
+LEAVE_SECONDS = 3.0
 # So many messages before a cursor are read again, to know which runs of which requests were heard there.
 LOOK_BACK = 32
 # Requests of which it is known which agent was asked.
@@ -146,7 +148,7 @@ class ReplyChannels:
                     channel.timer.cancel()
                 if channel.subscribed and not self._closed:
                     channel.subscribed = False
-                    await self._ack_settled()
+                    await self._ack_settled(timeout=LEAVE_SECONDS)
                     await self._consumer.unsubscribe([session])
 
     def expect(
@@ -456,10 +458,19 @@ class ReplyChannels:
             await self._ack_settled()
 
     async def _ack_settled(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109
-        async with self._acking:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._acking.acquire()
+        except TimeoutError:
+            return  # no answer to earlier ones; what is not acked is delivered again
+        try:
             settled, self._settled = self._settled, []
             if settled:
-                await self._consumer.ack(settled, timeout=timeout)
+                await self._consumer.ack(settled, timeout=max(0.0, deadline - loop.time()))
+        finally:
+            self._acking.release()
 
     async def _stall_loop(self) -> None:
         stall = self._timeouts.stall
