@@ -15,7 +15,8 @@ The rooms, in the order data flows::
                  that begins; pending has the calls that wait, listening those who listen
     envelope     what goes into a message; jsonrpc and sse read what it carries
     exchange     the caller's half: messages -> one response, each event once and in order; rerun joins two runs. No I/O
-    replay       messages of a session -> its events, the same each time; cursor is their place. No I/O
+    replay       messages of a session -> its events, the same each time; cursor is their place, taps tells copies of
+                 streams that two requests listen to. No I/O
     reply        the server's half: one response -> messages. No I/O
     rocketmq     an asyncio client of the RocketMQ 5 protocol
     bridge       RocketMQ -> ASGI: take, lease, run, ack; publisher sends, asgi is what an app is called with

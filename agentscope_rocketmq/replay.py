@@ -18,6 +18,7 @@ from agentscope_rocketmq.errors import EnvelopeError, ResponseCorrupt
 from agentscope_rocketmq.exchange import Exchange
 from agentscope_rocketmq.jsonrpc import Progress, RpcError, progress, read_json
 from agentscope_rocketmq.rerun import places
+from agentscope_rocketmq.taps import Taps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,6 +170,7 @@ class EventReader:
         self._midway = midway
         self._agents = agents or {}
         self._exchange = Exchange()
+        self._taps = Taps(midway=midway)
         self._calls: OrderedDict[str, Call] = OrderedDict()
 
     def feed(self, body: bytes, *, offset: int, message_id: str, store_time: datetime) -> list[SessionEvent]:
@@ -197,7 +199,7 @@ class EventReader:
             texts += call.give_up()
         stream = call.head is not None and call.head.stream
         found = [(index, event.data) for index, event in places(texts)] if stream else list(enumerate(texts))
-        return [
+        events = [
             SessionEvent(
                 cursor=Cursor.of(offset, index, message_id),
                 raw=raw,
@@ -210,7 +212,11 @@ class EventReader:
                 agent=self._agents.get(envelope.request_id),
             )
             for number, (index, raw) in enumerate(found, start=1)
+            if envelope.seq is not None or not self._taps.is_repeat(envelope.request_id, raw)
         ]
+        if call.finished:
+            self._taps.close(envelope.request_id)
+        return events
 
     def _call(self, request_id: str) -> Call:
         call = self._calls.get(request_id)

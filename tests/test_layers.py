@@ -23,6 +23,7 @@ CORE = (
     "rerun",
     "exchange",
     "replay",
+    "taps",
     "reply",
     "routes",
     "owners",

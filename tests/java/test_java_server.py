@@ -49,10 +49,15 @@ async def rocketmq(module_config):
         yield rocketmq
 
 
+@pytest.fixture
+def session():
+    return f"trip-{uuid.uuid4().hex[:8]}"
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def client(server, rocketmq):
+async def client(server, rocketmq, session):
     """A client made from the Java server's own card, in a session of its own."""
-    async with await rocketmq.client(server.url, session=f"trip-{uuid.uuid4().hex[:8]}") as client:
+    async with await rocketmq.client(server.url, session=session) as client:
         yield client
 
 
@@ -158,6 +163,31 @@ async def test_cancel_ends_a_running_task_and_its_stream(client, repetition):
     assert rest[-1].status_update.status.state == CANCELED
     with pytest.raises(TaskNotCancelableError):
         await client.cancel_task(CancelTaskRequest(id=task_id))
+
+
+async def test_resubscribing_taps_a_stream_that_runs_and_its_session_holds_each_event_once(
+    client, rocketmq, session, repetition
+):
+    gate = uuid.uuid4().hex
+    stream = client.send_message(request(f"tick {gate}"))
+    async with asyncio.timeout(LIMIT):
+        begun = [await anext(stream)]
+        tap = client.subscribe(SubscribeToTaskRequest(id=begun[0].status_update.task_id))
+        tapped = [await anext(tap)]
+        # It listens now: let the task come to its end.
+        await events_of(client, f"open {gate}")
+        streamed, tapped = begun + [event async for event in stream], tapped + [event async for event in tap]
+    assert streamed[-len(tapped) :] == tapped
+    assert len(tapped) < len(streamed)
+    assert streamed[-1].status_update.status.state == COMPLETED
+    listening = rocketmq.session(session).events(from_start=True, follow=False)
+    async with asyncio.timeout(LIMIT):
+        payloads = [event.payload async for event in listening]
+    task_id = begun[0].status_update.task_id
+    of_task = [
+        payload for payload in payloads if task_id in (payload.artifact_update.task_id, payload.status_update.task_id)
+    ]
+    assert of_task == streamed
 
 
 async def test_an_unknown_task_is_the_typed_error(client, repetition):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ from agentscope_rocketmq.card import Address, choose, complete_card, parse_card,
 from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.exchange import END_GRACE, Exchange
 from agentscope_rocketmq.jsonrpc import RpcRequest
+from agentscope_rocketmq.replay import EventReader
 from agentscope_rocketmq.reply import ReplyEncoder
 from agentscope_rocketmq.sse import parse_events, render_event
 from tests.commanded import Commanded
@@ -336,6 +338,17 @@ def test_what_a_java_server_said_is_understood(call):
 
 def test_nothing_that_was_captured_is_left_out():
     assert set(JAVA_SERVER) == set(OUTCOMES)
+
+
+def test_a_session_holds_a_stream_once_that_was_subscribed_to_while_it_ran():
+    # Both answer into the session: the subscription brings again what the stream brings.
+    reader, heard = EventReader(midway=False), []
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    for offset, line in enumerate(line for line in lines_of("java-server") if line["kind"] == "response"):
+        heard += reader.feed(line["body"].encode(), offset=offset, message_id=f"m{offset}", store_time=time)
+    task = json.loads(RequestEnvelope.decode(JAVA_SERVER["resubscribe"].request).body)["params"]["id"]
+    of_task = [told(json.loads(event.raw)) for event in heard if f'"taskId":"{task}"' in event.raw]
+    assert of_task == OUTCOMES["stream, to be resubscribed"]
 
 
 def changed(change: Any) -> list[bytes]:

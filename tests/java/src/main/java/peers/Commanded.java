@@ -21,12 +21,14 @@ import jakarta.enterprise.context.ApplicationScoped;
 
 /**
  * Does what the message says: `count N`, `raise TEXT`, `fail TEXT`, `message TEXT`, `ask`, `wait NAME` (until another
- * message says `open NAME`). Anything else is answered with the lines of the file that the property `peer.answer`
+ * message says `open NAME`), `tick NAME` (as often as it takes). Anything else is answered with the lines of the file that the property `peer.answer`
  * names, the message in the place of `{asked}`, else echoed.
  */
 @ApplicationScoped
 public class Commanded implements AgentExecutor {
-    private static final long LONGEST_WAIT = 120;
+    private static final long LONGEST_WAIT_MILLISECONDS = 120_000;
+    private static final long TICK_MILLISECONDS = 50;
+    private static final int MOST_TICKS = 1000;
 
     private final Map<String, CountDownLatch> gates = new ConcurrentHashMap<>();
     private final Map<String, String> waiting = new ConcurrentHashMap<>();
@@ -60,9 +62,19 @@ public class Commanded implements AgentExecutor {
                 gate(rest).countDown();
                 updater.complete();
             }
+            case "tick" -> {
+                int ticks = 0;
+                do {
+                    say(updater, "tick", ticks, false);
+                    ticks++;
+                } while (ticks < MOST_TICKS && !opened(rest, TICK_MILLISECONDS));
+                say(updater, "end", ticks, true);
+                updater.complete();
+            }
             case "wait" -> {
                 say(updater, "begin ", 0, false);
-                if (opened(context.getTaskId(), rest)) {
+                waiting.put(context.getTaskId(), rest);
+                if (opened(rest, LONGEST_WAIT_MILLISECONDS) && waiting.remove(context.getTaskId()) != null) {
                     say(updater, "end", 1, true);
                     updater.complete();
                 }
@@ -95,11 +107,9 @@ public class Commanded implements AgentExecutor {
         return gates.computeIfAbsent(name, unused -> new CountDownLatch(1));
     }
 
-    /** Whether the gate was opened, and the task not cancelled meanwhile. */
-    private boolean opened(String taskId, String name) {
-        waiting.put(taskId, name);
+    private boolean opened(String name, long milliseconds) {
         try {
-            return gate(name).await(LONGEST_WAIT, TimeUnit.SECONDS) && waiting.remove(taskId) != null;
+            return gate(name).await(milliseconds, TimeUnit.MILLISECONDS);
         } catch (InterruptedException interrupted) {
             return false;
         }
