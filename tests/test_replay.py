@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentscope_rocketmq import Cursor
 from agentscope_rocketmq.cursor import CURSOR_EXTENSION, with_cursor
 from agentscope_rocketmq.envelope import ResponseEnvelope
-from agentscope_rocketmq.errors import ReplayGapError
+from agentscope_rocketmq.errors import ReplayGapError, WrongOwner
 from agentscope_rocketmq.jsonrpc import RpcError
 from agentscope_rocketmq.listening import Listener, Start
 from agentscope_rocketmq.replay import EventReader, SessionEvent, SessionRecord
@@ -155,3 +155,37 @@ def test_an_error_is_an_events_payload():
     error = json.dumps({"jsonrpc": "2.0", "id": "1", "error": {"code": -32001, "message": "no such task"}})
     [event] = read(stored(said("r", 0, [error], end=True)))
     assert (event.payload, event.ends) == (RpcError(code=-32001, message="no such task"), True)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        Start(offset=0, whole=True),
+        Start(offset=2, after=Cursor.of(2, 0, "message-2")),
+        Start(offset=5, after=Cursor.of(5, 0, "another message")),
+    ],
+    ids=["its start", "a cursor that is no longer kept", "a cursor of another message"],
+)
+async def test_what_is_no_longer_kept_is_a_gap_and_nothing_is_given_out(start):
+    listener = Listener("s", start, most=100, on_taken=lambda: None)
+    reader = EventReader(midway=True)
+    message = Stored(5, said("r", 7, [chunk_event("x")]))
+    listener.hear(message, feed(reader, message))  # type: ignore[arg-type]
+    assert listener.given == 0
+    with pytest.raises(ReplayGapError, match="not kept"):
+        await listener.next()
+
+
+async def test_the_first_record_says_whose_a_session_is_and_later_ones_change_nothing():
+    records = [
+        SessionRecord(id=str(number), name="s", owner=owner, time=1.0) for number, owner in enumerate(("ann", "bob"))
+    ]
+    mark = SessionRecord(id="m", name="s", owner="eve", time=1.0, mark=True)
+    anns = Listener("s", Start(owner="ann"), most=100, on_taken=lambda: None)
+    bobs = Listener("s", Start(owner="bob"), most=100, on_taken=lambda: None)
+    for record in (mark, *records):
+        anns.read_record(record)
+        bobs.read_record(record)
+    assert anns.waits
+    with pytest.raises(WrongOwner):
+        await bobs.next()
