@@ -119,7 +119,7 @@ class Bridge:
         self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}
-        self._answered: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._answered: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
 
@@ -270,7 +270,7 @@ class Bridge:
     async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
-        if key in self._answered or key in self._running or delivery.time_left(envelope) <= 0:
+        if self._is_answered(key, delivery) or key in self._running or delivery.time_left(envelope) <= 0:
             return False
         task = asyncio.current_task()
         if task is not None:
@@ -288,7 +288,7 @@ class Bridge:
             return False
         if outcome is Outcome.DONE:
             self.counters.handed_over += 1
-            self._remember(key)
+            self._remember(key, delivery.attempt)
             await delivery.ack()
         else:
             await delivery.release()
@@ -319,12 +319,13 @@ class Bridge:
     async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
         """Run a request, unless it runs or ran here already, and settle its deliveries."""
         key = _key(envelope)
-        if key in self._answered:
+        if self._is_answered(key, delivery):
             self.counters.repeated += 1
             await self._settle(delivery, complete=True)
             return
-        if (run := self._running.get(key)) is not None:
-            # Delivered again although it is at work here: its newest lease is the one that counts.
+        if (run := self._running.get(key)) is not None and delivery.attempt <= run.attempt + 1:
+            # Delivered again although it is at work here: its newest lease is the one that counts. With a delivery in
+            # between, another worker had it and its caller listens to that one: it is told anew, as the run it is now.
             self.counters.repeated += 1
             self._join(run, delivery)
             return
@@ -335,12 +336,13 @@ class Bridge:
         try:
             complete = await self._run(envelope, request, delivery)
         finally:
-            del self._running[key]
+            if self._running.get(key) is run:
+                del self._running[key]
             for report in run.reports:
                 report.cancel()
             if complete:
                 self.counters.answered += 1
-                self._remember(key)
+                self._remember(key, run.attempt)
             if not cancelled():
                 for each in run.deliveries:
                     await self._settle(each, complete=complete)
@@ -453,8 +455,13 @@ class Bridge:
         self.counters.refused += 1
         logger.warning("Message %s of topic %r is set aside: %s", message.message_id, self.topic, error)
 
-    def _remember(self, key: tuple[str, str]) -> None:
-        self._answered[key] = None
+    def _is_answered(self, key: tuple[str, str], delivery: Delivery) -> bool:
+        # With a delivery in between, its caller may listen to a worker that is dead.
+        answered = self._answered.get(key)
+        return answered is not None and delivery.attempt <= answered + 1
+
+    def _remember(self, key: tuple[str, str], attempt: int) -> None:
+        self._answered[key] = attempt
         while len(self._answered) > _ANSWERED:
             self._answered.popitem(last=False)
 

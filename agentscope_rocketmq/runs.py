@@ -105,6 +105,11 @@ class Run:
     reports: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
+    def attempt(self) -> int:
+        """The latest delivery that was joined to it, from 0."""
+        return max((each.attempt for each in self.deliveries), default=0)
+
+    @property
     def is_leased(self) -> bool:
         """Whether nobody else has been given the request, as far as is known here."""
         return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)

@@ -222,6 +222,8 @@ class Follower:
                     self.states.append(TaskState.Name(event.status_update.status.state))
                 elif event.HasField("task"):
                     self.tasks.append(event.task.id)
+                    for artifact in event.task.artifacts:
+                        self.artifact = [int(part.text) for part in artifact.parts if part.text]
                 self._changed.notify_all()
 
     async def __aenter__(self) -> Self:

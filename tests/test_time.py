@@ -207,6 +207,24 @@ async def test_a_worker_whose_agent_holds_the_interpreter_is_fenced(config, topi
                 assert counter.ledger.count("begin", "held") == 2
 
 
+async def test_a_worker_that_was_fenced_goes_on_when_the_one_that_took_over_dies(config, topic, counter):
+    """Its caller listens to the dead one, so it is told anew what is there, and what comes; nothing is run again."""
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with Keeper(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic))
+        with process("work", config, topic, str(counter.ledger.path)):
+            async with Follower(client, "held 500 15") as follower:
+                await follower.more(1)
+                counter.ledger.note("hold", "held")
+                with process("work", config, topic, str(counter.ledger.path)) as second:
+                    await until(lambda: follower.restarts == [1])
+                    second.kill()
+                await follower.whole(limit=2 * LIMIT)
+                assert follower.artifact == list(range(500))
+                assert follower.restarts == [1, 2]
+                assert counter.ledger.count("begin", "held") == 2
+
+
 async def test_a_lonely_worker_that_was_held_goes_on_with_what_it_had(config, topic, counter):
     config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
     async with Keeper(config, card_cache=None) as rocketmq:
