@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from agentscope_rocketmq.envelope import RequestEnvelope
+    from agentscope_rocketmq.jsonrpc import RpcId
     from agentscope_rocketmq.reply import ReplyEncoder
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+    from agentscope_rocketmq.spool import Spool
 
     ASGIApp = Callable[
         [dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
@@ -49,7 +51,7 @@ def with_rpc_id(envelope: RequestEnvelope, request: RpcRequest) -> RequestEnvelo
         envelope: The request.
         request: What its body says.
     """
-    if request.id is not None or request.method is None:
+    if request.id is not None or request.method is None or envelope.large is not None:
         return envelope
     body = {**read_json(envelope.body), "id": envelope.request_id}
     return replace(envelope, body=json.dumps(body, ensure_ascii=False))
@@ -132,17 +134,29 @@ class Receive:
     A caller that leaves can't be seen over RocketMQ, and would cancel nothing: the agent goes on.
     """
 
-    def __init__(self, body: bytes, over: asyncio.Event) -> None:
-        self._body: bytes | None = body
+    def __init__(self, body: bytes | Spool, over: asyncio.Event, *, rpc_id: RpcId = None) -> None:
+        self.rpc_id = rpc_id
+        self._body = body
+        self._chunks = iter(()) if isinstance(body, bytes) else body.chunks()
+        self._complete = False
         self._over = over
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the request body, in hexadecimal."""
+        return hashlib.sha256(self._body).hexdigest() if isinstance(self._body, bytes) else self._body.sha256
 
     async def __call__(self) -> dict[str, Any]:
         """The next event."""
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self._over.wait()
-        return {"type": "http.disconnect"}
+        if self._complete:
+            await self._over.wait()
+            return {"type": "http.disconnect"}
+        if isinstance(self._body, bytes):
+            chunk, self._complete = self._body, True
+        else:
+            chunk = await asyncio.to_thread(next, self._chunks, b"")
+            self._complete = not chunk
+        return {"type": "http.request", "body": chunk, "more_body": not self._complete}
 
 
 class OwnerGuard:
@@ -167,7 +181,10 @@ class OwnerGuard:
         headers = {name.lower(): value for name, value in envelope.headers.items()}
         with contextlib.suppress(Unauthenticated):
             if OWNER_HEADER in headers:
-                return "owner " + self._owner([headers[OWNER_HEADER].encode()], envelope.request_id, envelope.body)
+                large = envelope.large
+                # Whether a large body has this hash is seen when it is read.
+                sha256 = hashlib.sha256(envelope.body.encode()).hexdigest() if large is None else large.sha256
+                return "owner " + self._owner([headers[OWNER_HEADER].encode()], envelope.request_id, sha256)
         if "authorization" in headers:
             return "credentials " + hashlib.sha256(headers["authorization"].encode()).hexdigest()
         return f"session {envelope.reply_topic} {envelope.lite_topic}"
@@ -178,18 +195,15 @@ class OwnerGuard:
         if not assertions:
             await self._app(scope, receive, send)
             return
-        # It came over RocketMQ, so the body is whole.
-        message = await receive()
-        body = message["body"].decode()
         try:
-            owner = self._owner(assertions, scope["rocketmq"]["request_id"], body)
+            owner = self._owner(assertions, scope["rocketmq"]["request_id"], receive.sha256)
         except Unauthenticated as error:
-            await _refuse(send, 403, error_response(RpcRequest.read(body).id, INVALID_REQUEST, str(error)))
+            await _refuse(send, 403, error_response(receive.rpc_id, INVALID_REQUEST, str(error)))
             return
         headers = [(name, value) for name, value in scope["headers"] if name != _OWNER_HEADER]
-        await self._app({**scope, "headers": headers, "user": SimpleUser(owner)}, _first(message, receive), send)
+        await self._app({**scope, "headers": headers, "user": SimpleUser(owner)}, receive, send)
 
-    def _owner(self, assertions: list[bytes], request_id: str, body: str) -> str:
+    def _owner(self, assertions: list[bytes], request_id: str, body_sha256: str) -> str:
         if self._secret is None:
             raise Unauthenticated(
                 "This agent's server can't verify for whom a gateway asks: give it the gateway's ROCKETMQ_A2A_SECRET."
@@ -199,18 +213,8 @@ class OwnerGuard:
             secret=self._secret,
             audiences=self._audiences,
             request_id=request_id,
-            body=body,
+            body_sha256=body_sha256,
         )
-
-
-def _first(message: Any, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-    """A `receive` that gives back a message which was taken already."""
-    taken = [message]
-
-    async def next_message() -> Any:
-        return taken.pop() if taken else await receive()
-
-    return next_message
 
 
 async def _refuse(send: Callable[[Any], Awaitable[None]], status: int, text: str) -> None:

@@ -17,10 +17,11 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
+from agentscope_rocketmq.bodies import BodyReceiver
 from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
-from agentscope_rocketmq.errors import BrokerError, EnvelopeError
+from agentscope_rocketmq.errors import BrokerError, EnvelopeError, SessionTakenOver
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
-from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest, excerpt
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.publisher import Publisher
 from agentscope_rocketmq.reply import ReplyEncoder
@@ -35,6 +36,7 @@ from agentscope_rocketmq.routes import (
 )
 from agentscope_rocketmq.runs import BridgeCounters, Delivery, Run
 from agentscope_rocketmq.slots import Slots
+from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.taskchannels import TaskChannels
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ _ANSWERED = 10_000
 _LAST_WORDS = 2.0
 # Room in a message beside the body: properties and what the broker adds.
 _MESSAGE_OVERHEAD = 16 * 1024
+# Decompressed, a message may have this much. What is larger comes in parts.
+_MOST_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 class Bridge:
@@ -70,8 +74,8 @@ class Bridge:
             and reports on those; started and closed by this object.
         instance: Its LiteTopic.
         reply_topics: LITE topics that responses may go to.
-        timeouts: `lease`, `send` and `drain` count here.
-        limits: `concurrency`, `caller_share`, `request_bytes` and `response_buffer_bytes` count here.
+        timeouts: `lease`, `send`, `parts` and `drain` count here.
+        limits: `concurrency`, `caller_share`, `response_buffer_bytes` and those of large bodies count here.
         path: Path of the app's JSON-RPC endpoint.
 
     Attributes:
@@ -112,6 +116,9 @@ class Bridge:
             send_timeout=timeouts.send,
         )
         self._task_channels = TaskChannels(instance_consumer)
+        self._bodies = BodyReceiver(
+            instance_consumer, spools=Spools.of(limits, most=limits.request_bytes), patience=timeouts.parts
+        )
         self._reply_topics = reply_topics
         self._timeouts = timeouts
         self._limits = limits
@@ -196,6 +203,8 @@ class Bridge:
 
     async def _instance_loop(self) -> None:
         async for item in self._instance_consumer.batches():
+            if self._bodies.hear(item):
+                continue
             if not isinstance(item, LiteBatch):
                 self._lost(item.lite_topic)
                 continue
@@ -243,7 +252,7 @@ class Bridge:
     async def _serve_addressed(self, message: ReceivedMessage) -> None:
         """Serve a message of this instance's LiteTopic."""
         with contextlib.suppress(EnvelopeError):
-            if self._handover.hear(message.body(limit=self._limits.request_bytes + _MESSAGE_OVERHEAD)):
+            if self._handover.hear(message.body(limit=_MOST_MESSAGE_BYTES)):
                 return
         envelope = await self._read(message)
         if envelope is None:
@@ -298,7 +307,7 @@ class Bridge:
         """The request in a message; None for one that is set aside."""
         body = b""
         try:
-            body = message.body(limit=self._limits.request_bytes + _MESSAGE_OVERHEAD)
+            body = message.body(limit=_MOST_MESSAGE_BYTES)
             envelope = RequestEnvelope.decode(body)
         except EnvelopeError as error:
             self._set_aside(message, error)
@@ -379,6 +388,7 @@ class Bridge:
             max_message_bytes=self._producer.max_body_size - _MESSAGE_OVERHEAD,
             wants_stream=request.wants_stream,
             rpc_id=request.id,
+            max_body_bytes=self._limits.response_bytes,
         )
         size = len(envelope.body.encode())
         response = Response(encoder, limit=self._limits.response_buffer_bytes)
@@ -398,13 +408,16 @@ class Bridge:
                 tier = delivery.tier_with(envelope.headers)
                 async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
                     if delivery.time_left(envelope) > 0:
-                        await self._call_app(envelope, delivery, response)
+                        await self._answer(envelope, request, delivery, response)
                     else:
                         self._expire(envelope, response)
             else:
-                await self._call_app(envelope, delivery, response)
+                await self._answer(envelope, request, delivery, response)
             response.changed.set()
             return await publishing
+        except (BrokerError, SessionTakenOver) as error:
+            logger.warning("Request %s is given back: %s", envelope.request_id, error)
+            return False
         except asyncio.CancelledError:
             if addressed:
                 # Nobody else will answer it.
@@ -428,8 +441,33 @@ class Bridge:
             "out before a worker could begin: the agent has not seen it. Start more workers, or raise the limit.",
         )
 
-    async def _call_app(self, envelope: RequestEnvelope, delivery: Delivery, response: Response) -> None:
-        receive = Receive(envelope.body.encode(), response.over)
+    async def _answer(
+        self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery, response: Response
+    ) -> None:
+        """Run a request through the app, when its body is there.
+
+        Raises:
+            BrokerError, SessionTakenOver: It is for another worker: this one can't have the body.
+        """
+        if envelope.large is None:
+            receive = Receive(envelope.body.encode(), response.over, rpc_id=request.id)
+            await self._call_app(envelope, delivery, response, receive)
+            return
+        try:
+            async with self._bodies.fetch(envelope) as body:
+                text = await asyncio.to_thread(lambda: excerpt(body.read()))
+                if text != envelope.body:
+                    raise EnvelopeError(f"Request {envelope.request_id} is not the one that its envelope tells of.")  # noqa: TRY301
+                receive = Receive(body, response.over, rpc_id=request.id)
+                await self._call_app(envelope, delivery, response, receive)
+        except EnvelopeError as error:
+            self.counters.refused += 1
+            logger.warning("%s", error)
+            response.encoder.fail(INVALID_REQUEST, str(error))
+
+    async def _call_app(
+        self, envelope: RequestEnvelope, delivery: Delivery, response: Response, receive: Receive
+    ) -> None:
         scope = http_scope(envelope, delivery.message, path=self._path, attempt=delivery.attempt)
         try:
             await self._app(scope, receive, response.send)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a2a.types import AgentCard, AgentInterface
+from a2a.types import AgentCard, AgentExtension, AgentInterface
 from google.protobuf.json_format import ParseError
 
 from agentscope_rocketmq.config import parse_endpoints
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSONRPC",
+    "LARGE_BODIES_EXTENSION",
     "ROCKETMQ",
     "Address",
     "Choice",
+    "LargeBodies",
     "card_to_dict",
     "choose",
     "complete_card",
     "jsonrpc_url",
+    "large_bodies",
     "parse_card",
     "priority_topics",
     "read_card",
@@ -45,6 +48,9 @@ ROCKETMQ = "RocketMQ"
 
 JSONRPC = "JSONRPC"
 """Label of A2A's JSON-RPC over HTTP."""
+
+LARGE_BODIES_EXTENSION = "urn:agentscope-rocketmq:extension:large-bodies:v1"
+"""Extension by which a card says that its servers read requests in parts, where those go, and how large they may be."""
 
 _VERSIONS = ("1.0", "0.3")
 _ADDRESS = re.compile(
@@ -216,6 +222,46 @@ def priority_topics(card: AgentCard) -> dict[Tier, str]:
     return topics
 
 
+@dataclass(frozen=True, slots=True)
+class LargeBodies:
+    """How an agent's servers read requests that do not fit into a message.
+
+    Attributes:
+        topic: LITE topic that the parts of a body go to; it lies beside the agent's topics.
+        request_bytes: Largest request that they take.
+    """
+
+    topic: str
+    request_bytes: int
+
+
+def large_bodies(card: AgentCard) -> LargeBodies | None:
+    """Read it from a card; None when its servers do not say that they read parts.
+
+    Raises:
+        CardError: What the card says of it is none.
+    """
+    for extension in card.capabilities.extensions:
+        if extension.uri == LARGE_BODIES_EXTENSION:
+            fields = dict(extension.params.items())
+            topic, size = fields.get("topic"), fields.get("requestBytes")
+            if not (isinstance(topic, str) and _NAME.fullmatch(topic) and isinstance(size, float) and size >= 1):
+                raise CardError(
+                    f"The card of {card.name!r} says that large requests go to topic {topic!r}, of {size!r} bytes at "
+                    "most: name a topic, 1-127 of letters, digits, '_', '-', '%', '|', and a number."
+                )
+            return LargeBodies(topic, int(min(size, 2**53)))
+    return None
+
+
+def _announce_large_bodies(card: AgentCard, large: LargeBodies) -> None:
+    extensions = [known for known in card.capabilities.extensions if known.uri != LARGE_BODIES_EXTENSION]
+    entry = AgentExtension(uri=LARGE_BODIES_EXTENSION, description="Reads requests that come in parts.")
+    entry.params.update({"topic": large.topic, "requestBytes": large.request_bytes})
+    del card.capabilities.extensions[:]
+    card.capabilities.extensions.extend([*extensions, entry])
+
+
 def choose(card: AgentCard, *, allow_jsonrpc: bool) -> Choice:
     """Choose the interface to call an agent on: RocketMQ before JSON-RPC, 1.0 before 0.3.
 
@@ -248,7 +294,7 @@ def choose(card: AgentCard, *, allow_jsonrpc: bool) -> Choice:
     )
 
 
-def complete_card(card: AgentCard, *, jsonrpc_url: str) -> AgentCard:
+def complete_card(card: AgentCard, *, jsonrpc_url: str, large: LargeBodies | None = None) -> AgentCard:
     """Complete a server's card so that every reader finds its interface.
 
     The RocketMQ interfaces of the card and one for JSON-RPC are listed at 1.0 and at 0.3, in the order for which
@@ -258,6 +304,7 @@ def complete_card(card: AgentCard, *, jsonrpc_url: str) -> AgentCard:
     Args:
         card: The card as written by its owner; it is left as it is.
         jsonrpc_url: Where the server answers JSON-RPC over HTTP; replaces what the card says.
+        large: How it reads large requests, which the card then says; None leaves what the card says.
 
     Raises:
         CardError: The URL of a RocketMQ interface is not an address.
@@ -276,6 +323,8 @@ def complete_card(card: AgentCard, *, jsonrpc_url: str) -> AgentCard:
     interfaces += [e for e in card.supported_interfaces if e.protocol_binding not in (JSONRPC, ROCKETMQ)]
     del completed.supported_interfaces[:]
     completed.supported_interfaces.extend(interfaces)
+    if large is not None:
+        _announce_large_bodies(completed, large)
     if completed != card:
         del completed.signatures[:]
     return completed

@@ -34,6 +34,7 @@ from agentscope_rocketmq.reading import Reading
 from agentscope_rocketmq.replay import EventReader, SessionRecord
 from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.lite import LiteLost, Position
+from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.survey import Look
 
 if TYPE_CHECKING:
@@ -64,15 +65,15 @@ class ReplyChannels:
 
     Args:
         consumer: Reads that topic; started and closed by this object.
-        timeouts: `stall` counts here.
-        limits: `stream_buffer`, `stream_buffer_bytes` and `listener_buffer` count here.
+        timeouts: `stall` and `parts` count here.
+        limits: `stream_buffer`, `stream_buffer_bytes`, `listener_buffer` and those of bodies in parts count here.
     """
 
     def __init__(self, consumer: LitePool, *, timeouts: Timeouts, limits: Limits) -> None:
         self._consumer = consumer
         self._timeouts = timeouts
         self._limits = limits
-        self._exchange = Exchange()
+        self._exchange = Exchange(spools=Spools.of(limits, most=limits.response_bytes))
         self._channels: dict[str, Channel] = {}
         self._by_call: dict[Call, PendingResponse] = {}
         self._agents: OrderedDict[str, str] = OrderedDict()
@@ -309,7 +310,9 @@ class ReplyChannels:
 
     async def _subscribe(self, session: str, channel: Channel, at: Position | None) -> None:
         if channel.listeners:
-            channel.reader = EventReader(midway=at is None or at.start != 0, agents=self._agents)
+            channel.reader = EventReader(
+                midway=at is None or at.start != 0, agents=self._agents, spools=self._exchange.spools
+            )
         await self._reading.begin(session, channel, at)
 
     async def _join(self, session: str, channel: Channel, listener: Listener) -> None:
@@ -325,7 +328,7 @@ class ReplyChannels:
         if not channel.subscribed or at not in (None, channel.due):
             await self._subscribe(session, channel, None if at is None else Position.offset(at))
         elif channel.reader is None:
-            channel.reader = EventReader(midway=True, agents=self._agents)
+            channel.reader = EventReader(midway=True, agents=self._agents, spools=self._exchange.spools)
 
     # What comes in
 
@@ -403,9 +406,14 @@ class ReplyChannels:
     def _events(self, channel: Channel, message: ReceivedMessage, body: bytes) -> list[SessionEvent]:
         if channel.reader is None or not channel.listeners:
             return []
-        return channel.reader.feed(
+        events = channel.reader.feed(
             body, offset=message.offset, message_id=message.message_id, store_time=message.store_time
         )
+        if channel.reader.headless:
+            channel.reader.headless = False
+            for listener in channel.listeners:
+                listener.miss_parts(message)
+        return events
 
     def _notice_new_beginning(self, channel: Channel, message: ReceivedMessage) -> None:
         """A LiteTopic that expired counts from 0 again: newer messages at older offsets."""
@@ -476,6 +484,7 @@ class ReplyChannels:
         stall = self._timeouts.stall
         while True:
             await asyncio.sleep(min(1.0, stall / 4))
+            self._exchange.spools.expire(self._timeouts.parts)
             now = asyncio.get_running_loop().time()
             for pending in list(self._by_call.values()):
                 if pending.stalled_since is not None and now - pending.stalled_since > stall:

@@ -23,6 +23,7 @@ from agentscope_rocketmq.card import (
     Address,
     Choice,
     choose,
+    large_bodies,
     parse_card,
     priority_topics,
     read_card,
@@ -352,6 +353,7 @@ class RocketMQ:
             timeouts=timeouts,
             limits=self.config.limits,
             tiers=priority_topics(card) if address == rocketmq_addresses(card)[0] else None,
+            large=large_bodies(card),
         )
         options = _options(choice, timeouts, extensions, headers)
         # httpx can't read a list of endpoints, and this transport knows them.

@@ -98,6 +98,8 @@ class Timeouts(BaseModel):
         lease: How long a request stays invisible to other workers without being renewed (10 s to 12 h, which is what
             a proxy takes). It is renewed every third of that while its agent works, so a dead worker's request goes to
             another one after at most this long.
+        parts: How long to wait for the next part of a body that comes in parts. Then what came of it is dropped; the
+            request is refused, the call whose answer it is gets an error.
         stall: How long a reader of a streamed response may leave its buffer full, and a listener of a session take
             nothing while a call of it waits, before it is cut off.
         drain: How long a stopping server waits for the requests it is still working on.
@@ -111,6 +113,7 @@ class Timeouts(BaseModel):
     idle: float | None = Field(default=300.0, gt=0)
     total: float | None = Field(default=3600.0, gt=0)
     lease: float = Field(default=30.0, ge=10, le=12 * 3600)
+    parts: float = Field(default=120.0, gt=0)
     stall: float = Field(default=30.0, gt=0)
     drain: float = Field(default=10.0, ge=0)
 
@@ -126,7 +129,13 @@ class Limits(BaseModel):
         caller_share: Largest part of `concurrency` that one caller may have, above 0 and up to 1, so that one who sends
             much leaves room for others; one place at least. A caller is who a gateway says it is, else whose
             credentials come with the request, else a session.
-        request_bytes: Largest decoded request body a server accepts, and largest a caller sends.
+        request_bytes: Largest request body a server accepts, and largest a caller sends. What does not fit into a
+            message (4 MiB) travels in parts, to servers whose card says that they read them.
+        response_bytes: Largest single answer, or event of a stream, that a server sends and a caller accepts; in
+            parts as well.
+        spooled_bytes: Bodies that a process puts together from parts at one time, all of them, in bytes. A request
+            waits for room, a response beyond it fails.
+        spool_from_bytes: A body that is put together lies in a temporary file from this size on; below in memory.
         response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
         stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
@@ -140,12 +149,21 @@ class Limits(BaseModel):
     concurrency: int = Field(default=16, ge=1, le=1024)
     requests_per_second: float | None = Field(default=None, gt=0)
     caller_share: float = Field(default=1.0, gt=0, le=1)
-    request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    request_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
+    response_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
+    spooled_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    spool_from_bytes: int = Field(default=4 * 1024 * 1024, ge=0)
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)
     stream_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     listener_buffer: int = Field(default=1000, ge=1)
     contexts: int = Field(default=10_000, ge=1)
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Limits:
+        if self.spooled_bytes < max(self.request_bytes, self.response_bytes):
+            raise ValueError("spooled_bytes must be at least request_bytes and response_bytes, or no such body fits")
+        return self
 
 
 class RocketMQConfig(BaseModel):

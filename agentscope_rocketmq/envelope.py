@@ -2,7 +2,9 @@
 
 They are those of the Java reference implementation (`org.apache.rocketmq:rocketmq-a2a` 1.0.9): JSON in UTF-8, nulls
 left out, unknown fields ignored. `seq`, `attempt`, `run`, `status` and `headers` of a response are ours and go only to
-callers that announce in the request, by the header `BATCH_HEADER`, that they read them.
+callers that announce in the request, by the header `BATCH_HEADER`, that they read them. So are parts: a body that is
+too large for one message travels as it is, not as text within JSON, over several. Such a message is one line of JSON,
+which begins with the field `part`, a line feed, and a part of the body.
 
 Whoever may write to a topic may write anything into it: decoding checks each type, name and size, and turns whatever
 is wrong into an EnvelopeError.
@@ -27,7 +29,11 @@ __all__ = [
     "IDLE_TIMEOUT_HEADER",
     "MAX_HEADERS",
     "MAX_HEADER_BYTES",
+    "MIN_PART_BYTES",
     "TOTAL_TIMEOUT_HEADER",
+    "BodyPart",
+    "BodyReference",
+    "Part",
     "ReplyAddress",
     "RequestEnvelope",
     "ResponseEnvelope",
@@ -52,10 +58,16 @@ MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 * 1024
 """Most bytes that names and values of an envelope's headers may have together."""
 
+MIN_PART_BYTES = 16 * 1024
+"""Fewest bytes that a part of a body has, but for the last one."""
+
 _MAX_ID = 1024
 _MAX_NUMBER = 2**53 - 1  # JSON's safe integers
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOPIC = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
+_PART_TOPIC = re.compile(r"p-[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FRAME = b'{"part":'
 _RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITE_TOPIC = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
@@ -95,16 +107,126 @@ class ReplyAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Which part of a body a message brings.
+
+    Attributes:
+        index: Its number, from 0.
+        data: Its bytes.
+        size: Bytes of the whole body, in its last part; None in all others.
+        sha256: SHA-256 of the whole body in hexadecimal, in its last part; None in all others.
+    """
+
+    index: int
+    data: bytes
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the body ends with it."""
+        return self.sha256 is not None
+
+    def encode(self, **fields: object) -> bytes:
+        """Write a message body: these fields of an envelope, and the part."""
+        about = {"index": self.index, "size": self.size, "sha256": self.sha256}
+        present = {name: value for name, value in about.items() if value is not None}
+        return b"".join((_encode(part=present, **fields), b"\n", self.data))
+
+    @classmethod
+    def split(cls, data: bytes) -> tuple[_Fields, Part | None]:
+        """The envelope's fields in a message, and the part that it brings, None for one that brings none.
+
+        Raises:
+            EnvelopeError: It is neither.
+        """
+        if not data.startswith(_FRAME):
+            return _Fields.parse(data), None
+        head, _, rest = data.partition(b"\n")
+        fields = _Fields.parse(head)
+        about = fields.inner("part")
+        index, size = about.number("index"), about.number("size")
+        sha256 = about.optional_text("sha256", _SHA256)
+        if index is None or (size is None) != (sha256 is None) or not rest:
+            raise EnvelopeError(f"The message is not an envelope: its part says {about} and has {len(rest)} bytes.")
+        return fields, cls(index=index, data=rest, size=size, sha256=sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyPart:
+    """A part of the body of a large request, on a LiteTopic of its own.
+
+    Attributes:
+        request_id: Id of the request.
+        part: The part.
+    """
+
+    request_id: str
+    part: Part
+
+    def encode(self) -> bytes:
+        """Write the message body."""
+        return self.part.encode(requestId=self.request_id)
+
+    @classmethod
+    def decode(cls, data: bytes) -> BodyPart:
+        """Read a message body.
+
+        Raises:
+            EnvelopeError: It is no part of a request's body.
+        """
+        fields, part = Part.split(data)
+        if part is None:
+            raise EnvelopeError("The message is no part of a request's body.")
+        return cls(request_id=fields.text("requestId", _REQUEST_ID), part=part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyReference:
+    """Where the body of a large request is.
+
+    Attributes:
+        lite_topic: LiteTopic of its parts, on the LITE topic that the agent's card names; nobody can guess it.
+        parts: How many there are.
+        size: Bytes of the body.
+        sha256: Its SHA-256, in hexadecimal.
+    """
+
+    lite_topic: str
+    parts: int
+    size: int
+    sha256: str
+
+    def _fields(self) -> dict[str, object]:
+        return {"liteTopic": self.lite_topic, "parts": self.parts, "size": self.size, "sha256": self.sha256}
+
+    @classmethod
+    def _read(cls, fields: _Fields) -> BodyReference:
+        size = fields.number("size", low=1)
+        # Parts of a byte each would cost more than they bring.
+        parts = fields.number("parts", low=1, high=1 + (size or 0) // MIN_PART_BYTES)
+        if size is None or parts is None:
+            raise EnvelopeError("The envelope names the body of its request without its size or its parts.")
+        return cls(
+            lite_topic=fields.text("liteTopic", _PART_TOPIC),
+            parts=parts,
+            size=size,
+            sha256=fields.text("sha256", _SHA256),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnvelope:
     """A request on its way to an agent's topic.
 
     Attributes:
         request_id: Id of this request, unlike the JSON-RPC id unique: 32 hex characters.
-        body: The JSON-RPC request.
+        body: The JSON-RPC request; of one whose body is elsewhere, an excerpt (`jsonrpc.excerpt`).
         headers: HTTP headers of the request, as the caller wrote their names.
         dest_topic: Topic of the agent; None where the caller left it out.
         reply_topic: LITE topic on which the caller reads the answer.
         lite_topic: LiteTopic of the caller's session on it.
+        large: Where the whole body is; None when `body` is it.
     """
 
     request_id: str
@@ -113,6 +235,7 @@ class RequestEnvelope:
     dest_topic: str | None
     reply_topic: str
     lite_topic: str
+    large: BodyReference | None = None
 
     @property
     def reads_batches(self) -> bool:
@@ -133,6 +256,7 @@ class RequestEnvelope:
             destAgentTopic=self.dest_topic,
             workAgentResponseTopic=self.reply_topic,
             liteTopic=self.lite_topic,
+            largeBody=None if self.large is None else self.large._fields(),
         )
 
     @classmethod
@@ -150,6 +274,7 @@ class RequestEnvelope:
             dest_topic=fields.optional_text("destAgentTopic", _TOPIC),
             reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
             lite_topic=fields.text("liteTopic", _LITE_TOPIC),
+            large=BodyReference._read(fields.inner("largeBody")) if fields.has("largeBody") else None,  # noqa: SLF001
         )
 
 
@@ -159,7 +284,7 @@ class ResponseEnvelope:
 
     Attributes:
         request_id: Id of the request it answers.
-        body: Server-sent events, or the JSON-RPC response; None in a bare end marker.
+        body: Server-sent events, or the JSON-RPC response; None in a bare end marker, and where `part` is.
         stream: Whether the response is a stream of events.
         end: Whether this is its last message.
         server_reply_topic: LITE topic on which the answering instance takes further requests for its task.
@@ -171,6 +296,7 @@ class ResponseEnvelope:
         run: Id of the run: two workers may each have got a copy of one request, with the same attempt.
         status: HTTP status of the response, in its first message.
         headers: HTTP headers of the response, in its first message.
+        part: A part of one event, or of the JSON-RPC response, that is too large for a message.
     """
 
     request_id: str
@@ -186,10 +312,12 @@ class ResponseEnvelope:
     run: str | None = None
     status: int | None = None
     headers: Mapping[str, str] | None = None
+    part: Part | None = None
 
     def encode(self) -> bytes:
         """Write the message body."""
-        return _encode(
+        write = _encode if self.part is None else self.part.encode
+        return write(
             requestId=self.request_id,
             responseBody=self.body,
             stream=self.stream,
@@ -212,7 +340,7 @@ class ResponseEnvelope:
         Raises:
             EnvelopeError: It is not a response envelope.
         """
-        fields = _Fields.parse(data)
+        fields, part = Part.split(data)
         return cls(
             request_id=fields.text("requestId", _REQUEST_ID),
             body=fields.optional_text("responseBody"),
@@ -227,6 +355,7 @@ class ResponseEnvelope:
             run=fields.optional_text("run", _RUN),
             status=fields.number("status", low=100, high=599),
             headers=fields.headers("headers"),
+            part=part,
         )
 
 
@@ -275,6 +404,15 @@ class _Fields:
         if not isinstance(fields, dict):
             raise EnvelopeError("The message is not an envelope: its JSON is not an object.")
         return cls(fields)
+
+    def has(self, name: str) -> bool:
+        return self._fields.get(name) is not None
+
+    def inner(self, name: str) -> _Fields:
+        value = self._fields.get(name)
+        if not isinstance(value, dict):
+            raise self._error(name, "it is not a map")
+        return _Fields({"requestId": self._fields.get("requestId"), **value})
 
     def _error(self, name: str, problem: str) -> EnvelopeError:
         request_id = self._fields.get("requestId")

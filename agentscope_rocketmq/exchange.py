@@ -17,10 +17,13 @@ from agentscope_rocketmq.envelope import ResponseEnvelope, is_carried_header
 from agentscope_rocketmq.errors import CallTimeout, EnvelopeError, ResponseCorrupt
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, Progress, error_response, plain_error, progress
 from agentscope_rocketmq.rerun import Seam
+from agentscope_rocketmq.spool import Spools, Whole
 from agentscope_rocketmq.sse import parse_events, render_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from agentscope_rocketmq.envelope import Part
 
 __all__ = ["END_GRACE", "Call", "Exchange", "ResponseHead"]
 
@@ -120,7 +123,8 @@ class _BySequence:
     def feed(self, envelope: ResponseEnvelope, _now: float) -> list[ResponseEnvelope] | None:
         """Take a message; return those now in order, None for a duplicate."""
         number = envelope.seq or 0
-        ready = self._sequence.add(number, envelope, len(envelope.body or ""))
+        size = len(envelope.body or "") if envelope.part is None else len(envelope.part.data)
+        ready = self._sequence.add(number, envelope, size)
         for index, message in enumerate(ready or ()):
             if message.end:
                 self.finished = True
@@ -209,6 +213,7 @@ class Call:
         run: The run of it whose messages are taken; None where the server does not say, or nothing came yet.
         restarts: How often a later run took over from one that had begun to answer.
         missing: Events of a stream without `seq` that never came although its end did.
+        whole: Puts together what comes in parts.
     """
 
     def __init__(
@@ -240,6 +245,7 @@ class Call:
         self._midway = midway
         self._order: _BySequence | _ByEventId | None = None
         self._seam = Seam()
+        self.whole = Whole(owner.spools, midway=midway)
 
     def feed(self, envelope: ResponseEnvelope, now: float) -> list[str]:
         """Take a message of this call.
@@ -253,7 +259,7 @@ class Call:
             closing blank lines, or the JSON document.
 
         Raises:
-            ResponseCorrupt: Too much came early: what should come before it seems lost.
+            ResponseCorrupt: What should come before it seems lost, or a body in parts can't be put together.
         """
         order = self._order_for(envelope)
         if order is None:
@@ -278,7 +284,13 @@ class Call:
             self._note(envelope)
         texts = self._texts(messages)
         self.finished = order.finished
+        if self.finished:
+            self.drop()  # an error may have ended it in the middle of a body
         return texts
+
+    def drop(self) -> None:
+        """Let go of what came of a body whose end did not."""
+        self.whole.drop()
 
     def next_deadline(self) -> float | None:
         """When `check` has something to do next; None for never."""
@@ -338,6 +350,7 @@ class Call:
             if self.finished:
                 return None
             self.restarts += 1
+            self.drop()
         elif self._midway:
             self._seam = Seam(attempt)  # what this run took over from is not known here
         self.attempt, self.run = attempt, envelope.run
@@ -349,7 +362,8 @@ class Call:
     def _note(self, message: ResponseEnvelope) -> None:
         """Note what a message says about the response as a whole."""
         self.begun = True
-        opening = message.seq is not None and message.status is None and message.body is None and not message.end
+        empty = message.body is None and message.part is None
+        opening = message.seq is not None and message.status is None and empty and not message.end
         if self.head is None and not opening:
             self.head = ResponseHead.of(message)
         if message.server_reply_topic is not None and message.server_lite_topic is not None:
@@ -359,7 +373,7 @@ class Call:
         texts = []
         for message in messages:
             self._note(message)
-            text = message.body
+            text = message.body if message.part is None else self._body(message.part)
             if text and self.head and self.head.stream and not message.stream:
                 text = render_event(text)  # the reader was promised a stream: an error that ends it
             if text and self.head and self.head.stream and message.attempt is not None:
@@ -367,6 +381,17 @@ class Call:
             if text:
                 texts.append(text)
         return texts
+
+    def _body(self, part: Part) -> str | None:
+        try:
+            return self.whole.add(part)
+        except (ValueError, OverflowError) as error:
+            self.drop()
+            advice = "Ask for less, or raise Limits" if isinstance(error, OverflowError) else "Send the request again"
+            raise ResponseCorrupt(
+                f"The response to request {self.request_id} can't be put together: {error}. {advice}.",
+                request_id=self.request_id,
+            ) from None
 
     def _broken_off(self) -> str:
         lost = f"{self.missing} of its events never came" if self.missing else "its last event leaves the task at work"
@@ -394,13 +419,17 @@ class Exchange:
     Attributes:
         max_held: Most messages or events that a call holds while one before them is missing.
         max_held_bytes: Most bytes (characters, strictly) of them.
+        spools: Where bodies are put together that come in parts.
         unknown: Messages of no open call: late ones, and those of other processes.
         malformed: Messages that are no envelopes.
         duplicates: Messages that came before.
         outdated: Messages of another run of a request than the one that answers.
     """
 
-    def __init__(self, *, max_held: int = 1024, max_held_bytes: int = 16 * 1024 * 1024) -> None:
+    def __init__(
+        self, *, max_held: int = 1024, max_held_bytes: int = 16 * 1024 * 1024, spools: Spools | None = None
+    ) -> None:
+        self.spools = spools or Spools(most=128 * 1024 * 1024, total=1024 * 1024 * 1024, in_memory=4 * 1024 * 1024)
         self.max_held = max_held
         self.max_held_bytes = max_held_bytes
         self.unknown = 0
@@ -443,6 +472,7 @@ class Exchange:
 
     def close(self, call: Call) -> None:
         """Stop waiting for a response; what still comes of it is counted as unknown. May be repeated."""
+        call.drop()
         if self._calls.get(call.request_id) is call:
             del self._calls[call.request_id]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -26,6 +27,7 @@ __all__ = [
     "RpcId",
     "RpcRequest",
     "error_response",
+    "excerpt",
     "plain_error",
     "progress",
     "read_json",
@@ -137,6 +139,54 @@ class RpcRequest:
             method=method if isinstance(method, str) else None,
             params=params if isinstance(params, dict) else {},
         )
+
+
+_LONGEST_QUOTED = 4096
+_QUOTE, _BACKSLASH = b'"', ord("\\")
+# Of a JSON string, whole characters and escapes. Possessive: nothing is remembered to go back to.
+_INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_STRIDE = 64 * 1024
+
+
+def excerpt(body: bytes) -> str:
+    """What the carrier must know of a large request, as a request of its own: `RpcRequest.read` finds it there.
+
+    Long strings are cut out before anything is parsed, so this takes time for a large body, and no memory.
+
+    Args:
+        body: The JSON-RPC request, UTF-8.
+    """
+    request = RpcRequest.read(_without_long_strings(body).decode("utf-8", "replace"))
+    fields = {name: value for name, value in request.params.items() if name in ("id", "taskId", "contextId")}
+    message = request.params.get("message")
+    if isinstance(message, dict):
+        fields["message"] = {name: value for name, value in message.items() if name in ("taskId", "contextId")}
+    return json.dumps({"jsonrpc": "2.0", "id": request.id, "method": request.method, "params": fields})
+
+
+def _without_long_strings(text: bytes) -> bytes:
+    kept: list[bytes] = []
+    copied = end = 0
+    while (start := text.find(_QUOTE, end)) >= 0 and (end := _end_of_string(text, start)) > 0:
+        if end - start > _LONGEST_QUOTED:
+            kept += [text[copied:start], b'""']
+            copied = end
+    return b"".join([*kept, text[copied:]])
+
+
+def _end_of_string(text: bytes, start: int) -> int:
+    """Behind the quote that closes the string that opens at `start`; 0 when there is none."""
+    quote = text.find(_QUOTE, start + 1)
+    while quote >= 0:
+        escape = quote - 1
+        while text[escape] == _BACKSLASH:
+            escape -= 1
+        if (quote - escape) % 2:
+            return quote + 1
+        # Where there is one quote within a string there are many.
+        found = _INSIDE.match(text, quote + 1, quote + _STRIDE)
+        quote = text.find(_QUOTE, found.end() if found else quote + 1)
+    return 0
 
 
 def _is_id(value: Any) -> bool:

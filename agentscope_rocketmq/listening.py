@@ -181,6 +181,20 @@ class Listener:
             )
         )
 
+    def miss_parts(self, message: ReceivedMessage) -> None:
+        """The last part of an event was read whose first parts are before what is read."""
+        # Before a place that was asked for, that is as it should be; elsewhere nothing may be left out in silence.
+        if not self.decides or not self.waits:
+            return
+        self.fail(
+            ReplayGapError(
+                f"An event of session {self.session!r} came in parts, up to offset {message.offset}, and its reader "
+                "ended before all were there. Go on from the cursor of an earlier event, or from a time before it.",
+                wanted=None,
+                session=self.session,
+            )
+        )
+
     def read_record(self, record: SessionRecord) -> None:
         """A record of the session was read."""
         owner = None if record.mark or self._owned else self.start.owner

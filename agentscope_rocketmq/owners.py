@@ -127,7 +127,7 @@ def make_assertion(
     return jwt.encode(claims, _key(secret, "assertion"), algorithm=_ALGORITHM)
 
 
-def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], request_id: str, body: str) -> str:
+def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], request_id: str, body_sha256: str) -> str:
     """The owner that an assertion names.
 
     Args:
@@ -135,7 +135,7 @@ def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], req
         secret: Secret of the deployment.
         audiences: Topics of the agent that reads it.
         request_id: Id of the request envelope that it came in.
-        body: The JSON-RPC request that it came with.
+        body_sha256: SHA-256 of the JSON-RPC request that it came with, in hexadecimal.
 
     Raises:
         Unauthenticated: It is forged, expired, or was made for another request or agent.
@@ -147,7 +147,7 @@ def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], req
         required=("sub", "aud", "exp", "jti", "body"),
         audience=list(audiences),
     )
-    if claims["jti"] != request_id or claims["body"] != _digest(body):
+    if claims["jti"] != request_id or claims["body"] != body_sha256:
         raise Unauthenticated("The owner assertion was made for another request. Ask again through a gateway.")
     return str(claims["sub"])
 

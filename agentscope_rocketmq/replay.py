@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from a2a.types import StreamResponse, Task
 
     from agentscope_rocketmq.exchange import Call
+    from agentscope_rocketmq.spool import Spools
 
 __all__ = ["EventReader", "SessionEvent", "SessionRecord"]
 
@@ -164,12 +165,17 @@ class EventReader:
     Args:
         midway: Whether reading begins in the middle: calls are then taken up where they are first seen.
         agents: Request id -> topic of the agent asked, as far as known; looked into, not kept.
+        spools: Where events are put together that come in parts; None for some of its own.
+
+    Attributes:
+        headless: Whether the end of an event was read whose first parts are before where reading began.
     """
 
-    def __init__(self, *, midway: bool, agents: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *, midway: bool, agents: Mapping[str, str] | None = None, spools: Spools | None = None) -> None:
+        self.headless = False
         self._midway = midway
         self._agents = agents or {}
-        self._exchange = Exchange()
+        self._exchange = Exchange(spools=spools)
         self._taps = Taps(midway=midway)
         self._calls: OrderedDict[str, Call] = OrderedDict()
 
@@ -197,6 +203,7 @@ class EventReader:
             texts += call.feed(envelope, now)
         except ResponseCorrupt:
             texts += call.give_up()
+        self.headless = self.headless or (envelope.part is not None and envelope.part.is_last and call.whole.headless)
         stream = call.head is not None and call.head.stream
         found = [(index, event.data) for index, event in places(texts)] if stream else list(enumerate(texts))
         events = [

@@ -1,17 +1,20 @@
 """The server's half of an exchange: turns the HTTP response of an A2A app into response envelopes. No I/O.
 
 The bridge feeds in what the app sends, in whatever pieces, and takes out one message whenever the last one was
-accepted by the broker. A caller that reads batches gets everything that piled up meanwhile in one message, numbered;
-the Java reference gets its own format: one event a message with an SSE id, then a bare end marker.
+accepted by the broker. A caller that reads batches gets everything that piled up meanwhile in one message, numbered,
+and what is too large for a message in parts, while it still comes; the Java reference gets its own format: one event a
+message with an SSE id, then a bare end marker.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentscope_rocketmq.envelope import (
+    Part,
     ResponseEnvelope,
     encoded_size,
     is_carried_header,
@@ -34,6 +37,45 @@ __all__ = ["ReplyEncoder", "error_envelope"]
 
 _MAX_HEADER_BYTES = 8 * 1024  # a part of what an envelope allows; the rest of the message is for the answer
 _LARGEST_NUMBER = 2**53 - 1
+_MOST_RESPONSE_BYTES = 128 * 1024 * 1024
+
+
+class _InParts:
+    """A body that goes out in parts."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.size = 0
+        self.pending = 0
+        self._chunks: deque[memoryview] = deque()
+        self._index = 0
+        self._sha256 = hashlib.sha256()
+        for chunk in chunks:
+            self.add(chunk)
+
+    def add(self, chunk: bytes) -> None:
+        if chunk:
+            self._chunks.append(memoryview(chunk))
+            self.size += len(chunk)
+            self.pending += len(chunk)
+
+    def take(self, most: int, *, last: bool) -> Part:
+        """The next part, of so many bytes at most; with the marks of the last one where it is."""
+        pieces = []
+        room = most
+        while self._chunks and room:
+            piece = self._chunks.popleft()
+            if len(piece) > room:
+                self._chunks.appendleft(piece[room:])
+                piece = piece[:room]
+            pieces.append(piece)
+            room -= len(piece)
+        data = b"".join(pieces)
+        self.pending -= len(data)
+        self._sha256.update(data)
+        index, self._index = self._index, self._index + 1
+        if not last:
+            return Part(index=index, data=data)
+        return Part(index=index, data=data, size=self.size, sha256=self._sha256.hexdigest())
 
 
 class _Piece(NamedTuple):
@@ -60,6 +102,7 @@ class ReplyEncoder:
         max_message_bytes: int,
         wants_stream: bool,
         rpc_id: RpcId = None,
+        max_body_bytes: int = _MOST_RESPONSE_BYTES,
     ) -> None:
         """Begin a response.
 
@@ -72,6 +115,7 @@ class ReplyEncoder:
             max_message_bytes: Largest message the broker takes.
             wants_stream: Whether the request's method is one that is answered with a stream.
             rpc_id: JSON-RPC id of the request, for errors; None where it has none.
+            max_body_bytes: Largest event or document that is sent in parts.
         """
         self._request_id = request_id
         self._batches = peer_reads_batches
@@ -81,6 +125,9 @@ class ReplyEncoder:
         self._max_message_bytes = max_message_bytes
         self._wants_stream = wants_stream
         self._rpc_id = rpc_id
+        # What is in one piece is held until it is whole, or until it is known not to fit.
+        self._max_body_bytes = max_body_bytes if peer_reads_batches else max_message_bytes
+        self._parts: _InParts | None = None
         self._status = 200
         self._headers: dict[str, str] = {}
         self._parser: EventParser | None = None  # set: the app answers with a stream
@@ -109,7 +156,8 @@ class ReplyEncoder:
     def pending_bytes(self) -> int:
         """Bytes that wait here to be taken: what back-pressure goes by."""
         partial = self._parser.pending_bytes if self._parser else 0
-        return self._piece_bytes + self._document_bytes + partial
+        in_parts = self._parts.pending if self._parts else 0
+        return self._piece_bytes + self._document_bytes + in_parts + partial
 
     @property
     def saw_end_of_task(self) -> bool:
@@ -147,14 +195,20 @@ class ReplyEncoder:
         """Take a piece of the response's body."""
         if self._complete:
             return
-        if self._parser is None:
+        if self._parser is not None:
+            self._add_events(self._parser.feed(chunk))
+            # What is too large when it is complete need not be held until it is.
+            partial = self._parser.pending_bytes if self._parser else 0
+        elif self._parts is not None:
+            self._parts.add(chunk)
+            partial = self._parts.size
+        else:
             self._document.append(chunk)
             self._document_bytes += len(chunk)
-        else:
-            self._add_events(self._parser.feed(chunk))
-        # What is too large when it is complete need not be held until it is.
-        partial = self._parser.pending_bytes if self._parser else self._document_bytes
-        if partial > self._max_message_bytes:
+            partial = self._document_bytes
+            if self._batches and partial > self._room:
+                self._send_document_in_parts()
+        if partial > self._max_body_bytes:
             self._refuse_size(partial)
 
     def finish(self) -> None:
@@ -168,6 +222,9 @@ class ReplyEncoder:
             self._add_events(self._parser.close())
             self._complete = True
             return
+        if self._parts is not None:
+            self._complete = True
+            return
         text = b"".join(self._document).decode("utf-8", "replace")
         if not self._batches:
             text = self._as_rpc_response(text)
@@ -176,10 +233,12 @@ class ReplyEncoder:
             self._is_stream = True
             self._clear_document()
             self._add_events([Event(data=text)])
-        elif encoded_size(text) > self._room:
-            self._refuse_size(len(text.encode()))
-        else:
+        elif encoded_size(text) <= self._room:
             self._set_document(text)
+        elif self._batches:
+            self._send_document_in_parts()
+        else:
+            self._refuse_size(len(text.encode()))
         self._complete = True
 
     def fail(self, code: int, message: str) -> None:
@@ -196,7 +255,7 @@ class ReplyEncoder:
             return
         self._failed = self._complete = True
         error = error_response(self._rpc_id, code, message)
-        self._parser = None
+        self._parser = self._parts = None
         if self._is_stream or (self._wants_stream and not self._batches):
             self._is_stream = True
             self._clear_document()
@@ -214,6 +273,8 @@ class ReplyEncoder:
             self._begins = False
             if not (self._pieces or self._complete):
                 return self._message(None, end=False, opening=True)
+        if self._parts is not None:
+            return self._take_part(self._parts)
         if not self._is_stream:
             return self._take_document() if self._complete else None
         if not self._pieces and not self._complete:
@@ -225,10 +286,30 @@ class ReplyEncoder:
         self._clear_document()
         return self._message(text, end=True)
 
-    def _take_batch(self) -> ResponseEnvelope:
+    def _take_part(self, parts: _InParts) -> ResponseEnvelope | None:
+        # An event is whole when it is sent. A document may still be coming, and its last part must say so.
+        whole = self._is_stream or self._complete
+        last = whole and parts.pending <= self._room
+        if not last and parts.pending <= self._room:
+            return None
+        part = parts.take(self._room, last=last)
+        if last:
+            self._parts = None
+        return self._message(None, end=last and self._complete and not self._pieces, part=part)
+
+    def _send_document_in_parts(self) -> None:
+        self._parts = _InParts(self._document)
+        self._clear_document()
+
+    def _take_batch(self) -> ResponseEnvelope | None:
+        if self._pieces and self._pieces[0].size > self._room:
+            piece = self._pieces.popleft()
+            self._piece_bytes -= piece.size
+            self._parts = _InParts([piece.text.encode()])
+            return self._take_part(self._parts)
         texts: list[str] = []
         room = self._room
-        while self._pieces and (not texts or self._pieces[0].size <= room):
+        while self._pieces and self._pieces[0].size <= room:
             piece = self._pieces.popleft()
             texts.append(piece.text)
             room -= piece.size
@@ -242,7 +323,9 @@ class ReplyEncoder:
         self._piece_bytes -= piece.size
         return self._message(piece.text, end=False)
 
-    def _message(self, body: str | None, *, end: bool, opening: bool = False) -> ResponseEnvelope:
+    def _message(
+        self, body: str | None, *, end: bool, opening: bool = False, part: Part | None = None
+    ) -> ResponseEnvelope:
         number = self._seq
         self._seq += 1
         self._finished = end
@@ -263,6 +346,7 @@ class ReplyEncoder:
             run=self._run if self._batches else None,
             status=self._status if has_head else None,
             headers=self._headers if has_head else None,
+            part=part,
         )
 
     def _overhead(self) -> int:
@@ -281,6 +365,7 @@ class ReplyEncoder:
                 run=self._run,
                 status=self._status,
                 headers=self._headers,
+                part=Part(index=_LARGEST_NUMBER, data=b"", size=_LARGEST_NUMBER, sha256="0" * 64),
             ).encode()
         )
 
@@ -296,9 +381,11 @@ class ReplyEncoder:
         else:
             # The Java client knows `data` in one line and `id`. In JSON a line end is only a blank.
             text = render_event(data.replace("\r", " ").replace("\n", " "), event_id=str(self._event_count))
-        size = encoded_size(text)
-        if size > self._room and not self._failed:
-            self._refuse_size(len(data.encode()))
+        # Escapes only add to what is too large already, and looking for them costs several times its size.
+        size = len(text) if len(text) > self._room else encoded_size(text)
+        most = self._max_body_bytes if self._batches else self._room
+        if size > most and not self._failed:
+            self._refuse_size(size)
             return
         self._event_count += 1
         self._last_event = data
@@ -306,11 +393,15 @@ class ReplyEncoder:
         self._piece_bytes += size
 
     def _refuse_size(self, size: int) -> None:
+        if self._batches:
+            limit = f"{self._max_body_bytes} may be sent. Let it answer in smaller pieces, or raise its server's "
+            limit += "Limits.response_bytes, and that of its callers."
+        else:
+            limit = f"this caller can't read it in parts: it does not fit into a message of {self._max_message_bytes} "
+            limit += "bytes. Let the agent answer in smaller pieces, or raise the broker's message limit."
         self.fail(
             INTERNAL_ERROR,
-            f"One {'event' if self._is_stream else 'answer'} of the agent has {size} bytes or more, which do not "
-            f"fit into a message of {self._max_message_bytes} bytes. Let the agent answer in smaller pieces, or "
-            "raise the broker's message limit.",
+            f"One {'event' if self._is_stream else 'answer'} of the agent has {size} bytes or more, and {limit}",
         )
 
     def _as_rpc_response(self, text: str) -> str:

@@ -16,6 +16,7 @@ from agentscope_rocketmq.asgi import OwnerGuard
 from agentscope_rocketmq.bridge import Bridge
 from agentscope_rocketmq.card import (
     Address,
+    LargeBodies,
     card_to_dict,
     complete_card,
     jsonrpc_url,
@@ -286,7 +287,12 @@ class A2AServer:
             port = listening.getsockname()[1]
             self._url = base_url(shown(host), port)
             published = base_url(await reachable(host), port)
-            self._card = complete_card(self._written, jsonrpc_url=self._http_interface(published))
+            config = self._config
+            self._card = complete_card(
+                self._written,
+                jsonrpc_url=self._http_interface(published),
+                large=LargeBodies(config.state_topic, config.limits.request_bytes),
+            )
             path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
             self._app = self._make_app(self._card, path)
             if hasattr(self._app, "aclose"):

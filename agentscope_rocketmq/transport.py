@@ -7,6 +7,7 @@ LiteTopic of the session. So every A2A method, version, header, extension and er
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import dataclasses
 import logging
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
+from agentscope_rocketmq.bodies import PART_OVERHEAD, send_body
 from agentscope_rocketmq.cursor import CURSOR_EXTENSION
 from agentscope_rocketmq.envelope import (
     BATCH_HEADER,
@@ -33,7 +35,7 @@ from agentscope_rocketmq.errors import (
     MessageTooLarge,
     ResponseCorrupt,
 )
-from agentscope_rocketmq.jsonrpc import RpcRequest
+from agentscope_rocketmq.jsonrpc import RpcRequest, excerpt
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import INSTANCE_HEADER
@@ -41,9 +43,10 @@ from agentscope_rocketmq.routes import INSTANCE_HEADER
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from agentscope_rocketmq.card import Address
+    from agentscope_rocketmq.card import Address, LargeBodies
     from agentscope_rocketmq.channels import ReplyChannels
     from agentscope_rocketmq.config import Limits, Timeouts
+    from agentscope_rocketmq.envelope import BodyReference
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.rocketmq.producer import Producer
     from agentscope_rocketmq.routes import InstanceRoutes
@@ -61,6 +64,8 @@ EXTENSIONS_HEADER = "A2A-Extensions"
 
 INSTANCE_TIMEOUT = 3.0
 """Seconds within which the instance that runs a task must take a request for it; then any worker gets it."""
+
+_CHECKED_AT_ONCE = 1024 * 1024
 
 # Headers that describe the connection to an HTTP server that there is none of.
 _NOT_CARRIED = frozenset(
@@ -143,6 +148,10 @@ class Carrier:
                 await producer.aclose()
                 raise
             self._started = producer, replies
+
+    def is_large(self, body: bytes) -> bool:
+        """Whether a request body does not surely fit into a message."""
+        return len(body) > self.producer.max_body_size - PART_OVERHEAD
 
     async def request(
         self,
@@ -256,6 +265,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         limits: `request_bytes` counts here.
         tiers: The agent's further topics, for requests whose header `x-rocketmq-priority` names the tier. A tier that
             the agent does not have goes to its own topic.
+        large: How the agent's servers read large requests; None when its card does not say that they do.
     """
 
     def __init__(
@@ -267,9 +277,11 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         timeouts: Timeouts,
         limits: Limits,
         tiers: Mapping[Tier, str] | None = None,
+        large: LargeBodies | None = None,
     ) -> None:
         self.address = address
         self._tiers = tiers or {}
+        self._large = large
         self.session = session
         self._carrier = carrier
         self._timeouts = timeouts
@@ -288,7 +300,8 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
                 `RemoteProtocolError` (the response can't be put together).
         """
         with _as_httpx_errors(request):
-            body = _text(await request.aread(), self._limits.request_bytes)
+            body = await request.aread()
+            _check_size(body, self._limits.request_bytes, self._large)
             await self._open()
             envelope, pending = await self._ask(request, body)
             try:
@@ -318,11 +331,17 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
                 await self.session.close()
             self._opened = True
 
-    async def _ask(self, request: httpx.Request, body: str) -> tuple[RequestEnvelope, PendingResponse]:
+    async def _ask(self, request: httpx.Request, body: bytes) -> tuple[RequestEnvelope, PendingResponse]:
+        request_id = uuid.uuid4().hex
         times = self._times(request)
+        began = asyncio.get_running_loop().time()
+        text, large = await self._body(request_id, body, times.total)
+        if times.total is not None:
+            times = times._replace(total=times.total - (asyncio.get_running_loop().time() - began))
         envelope = RequestEnvelope(
-            request_id=uuid.uuid4().hex,
-            body=body,
+            request_id=request_id,
+            body=text,
+            large=large,
             headers={name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
             | {BATCH_HEADER: "1"}
             | times.headers(),
@@ -342,6 +361,26 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             self.forget(pending)
             raise
         return envelope, pending
+
+    async def _body(self, request_id: str, body: bytes, total: float | None) -> tuple[str, BodyReference | None]:
+        """What an envelope says of the body: all of it, or an excerpt and where it is, when it has been sent there."""
+        if self._large is None or not self._carrier.is_large(body):
+            return _text(body), None
+        text = await asyncio.to_thread(_excerpt, body)
+        try:
+            async with asyncio.timeout(total):
+                large = await send_body(
+                    self._carrier.producer, self._large.topic, request_id, body, timeout=self._timeouts.send
+                )
+        except TimeoutError:
+            raise CallTimeout(
+                f"The {len(body)} bytes of request {request_id} could not be sent within {total:g} s (total time "
+                "limit). Raise it, or send less.",
+                request_id=request_id,
+                which="total",
+                seconds=total or 0.0,
+            ) from None
+        return text, large
 
     def _times(self, request: httpx.Request) -> _Times:
         given = request.extensions.get("timeout") or {}
@@ -429,16 +468,32 @@ class _ResponseStream(httpx.AsyncByteStream):
         self._transport.forget(self._pending)
 
 
-def _text(body: bytes, limit: int) -> str:
+def _check_size(body: bytes, own: int, large: LargeBodies | None) -> None:
+    limit = own if large is None else min(own, large.request_bytes)
     if len(body) > limit:
+        where = "here and on the server" if limit == own else "of the agent's server, whose card names it"
         raise MessageTooLarge(
             f"The request has {len(body)} bytes and was not sent: the limit is {limit}. Send less, or raise "
-            "Limits.request_bytes here and on the server."
+            f"Limits.request_bytes {where}."
         )
+
+
+def _text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
         raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
+
+
+def _excerpt(body: bytes) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), _CHECKED_AT_ONCE):
+            decoder.decode(body[start : start + _CHECKED_AT_ONCE])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
+    return excerpt(body)
 
 
 def _trace_context(headers: Mapping[str, str]) -> dict[str, str]:

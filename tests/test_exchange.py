@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentscope_rocketmq.envelope import ResponseEnvelope
-from agentscope_rocketmq.errors import CallTimeout, ResponseCorrupt
+from agentscope_rocketmq.envelope import BodyPart, Part, ResponseEnvelope
+from agentscope_rocketmq.errors import CallTimeout, EnvelopeError, ResponseCorrupt
 from agentscope_rocketmq.exchange import END_GRACE, Call, Exchange, ResponseHead
+from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.sse import parse_events, render_event
 from tests.wires import chunk_event, status_event
 
@@ -30,7 +33,7 @@ JAVA_STREAM = [
 
 
 def opened(
-    request_id: str = "r", *, idle: float | None = 10.0, total: float | None = 100.0, **bounds: int
+    request_id: str = "r", *, idle: float | None = 10.0, total: float | None = 100.0, **bounds: Any
 ) -> tuple[Exchange, Call]:
     exchange = Exchange(**bounds)
     return exchange, exchange.open(request_id, idle=idle, total=total, now=0.0)
@@ -512,3 +515,93 @@ def test_nothing_from_outside_raises_anything_but_a_call_error(messages):
         except ResponseCorrupt as error:
             failed.add(error.request_id)
     assert failed <= {call.request_id}
+
+
+def part(seq: int, index: int, data: bytes, whole: bytes | None = None, **more: Any) -> bytes:
+    """A message with a part of a document; with the whole of it, the last one."""
+    last: dict[str, Any] = {} if whole is None else {"size": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    piece = Part(index=index, data=data, **last)
+    return ours(seq, stream=False, end=whole is not None, status=200 if seq == 0 else None, part=piece, **more)
+
+
+def test_a_body_in_parts_is_whole_when_its_last_one_came_whatever_their_order():
+    whole = "née\n".encode() * 3
+    for order in itertools.permutations(range(3)):
+        exchange, call = opened(spools=Spools(most=100, total=100, in_memory=5))
+        parts = [part(0, 0, whole[:2]), part(1, 1, whole[2:7]), part(2, 2, whole[7:], whole)]
+        assert feed_all(exchange, [parts[number] for number in (*order, *order)]) == [whole.decode()]
+        assert call.finished
+        assert exchange.spools.held == 0
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([part(0, 0, b"ab"), part(1, 1, b"cd", b"abcx")], "SHA-256"),
+        ([part(0, 0, b"ab"), part(1, 1, b"cd", b"abcde")], "size"),
+        ([part(0, 0, b"ab"), part(1, 2, b"cd", b"abcd")], "part 1 of its body is missing"),
+        ([part(0, 1, b"ab")], "part 0 of its body is missing"),
+        ([part(0, 0, b"a" * 8), part(1, 1, b"a" * 8)], "more than the 10 bytes"),
+    ],
+)
+def test_parts_that_make_no_body_end_the_call_and_leave_nothing(messages, reason):
+    exchange, _ = opened(spools=Spools(most=10, total=15, in_memory=5))
+    with pytest.raises(ResponseCorrupt, match=reason):
+        feed_all(exchange, messages)
+    assert exchange.spools.held == 0
+    assert len(exchange) == 0
+
+
+def test_all_bodies_of_a_process_are_bounded_together():
+    exchange = Exchange(spools=Spools(most=10, total=15, in_memory=5))
+    first = exchange.open("r", idle=None, total=None, now=0.0)
+    exchange.open("s", idle=None, total=None, now=0.0)
+    exchange.feed(part(0, 0, b"a" * 10), 0.0)
+    other = ResponseEnvelope(
+        request_id="s", body=None, stream=False, end=False, seq=0, attempt=0, part=Part(index=0, data=b"b" * 10)
+    )
+    with pytest.raises(ResponseCorrupt, match="more than 15 bytes"):
+        exchange.feed(other.encode(), 0.0)
+    assert exchange.spools.held == 10
+    exchange.close(first)
+    assert exchange.spools.held == 0
+
+
+def test_a_later_run_begins_its_body_anew():
+    exchange, _ = opened()
+    later = b"the second"
+    messages = [part(0, 0, b"the fi"), part(0, 0, later[:5], attempt=1), part(1, 1, b"rst", b"the first")]
+    assert feed_all(exchange, [*messages, part(1, 1, later[5:], later, attempt=1)]) == [later.decode()]
+    assert exchange.spools.held == 0
+
+
+def test_a_body_that_nothing_is_added_to_is_dropped_after_a_while():
+    exchange, _ = opened()
+    feed_all(exchange, [part(0, 0, b"ab")])
+    exchange.spools.expire(3600.0)
+    assert exchange.spools.held == 2
+    exchange.spools.expire(-1.0)
+    assert exchange.spools.held == 0
+    with pytest.raises(ResponseCorrupt, match="in time"):
+        feed_all(exchange, [part(1, 1, b"cd", b"abcd")])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'{"part":{},"requestId":"r"}\nx',
+        b'{"part":{"index":-1},"requestId":"r"}\nx',
+        b'{"part":{"index":0},"requestId":"r"}\n',
+        b'{"part":{"index":0},"requestId":"r"}',
+        b'{"part":{"index":0,"size":1},"requestId":"r"}\nx',
+        b'{"part":{"index":0,"size":1,"sha256":"x"},"requestId":"r"}\nx',
+        b'{"part":7,"requestId":"r"}\nx',
+        b'{"part":{"index":0},"requestId":7}\nx',
+        b'{"part":',
+    ],
+)
+def test_what_is_no_part_is_no_envelope(head):
+    with pytest.raises(EnvelopeError):
+        ResponseEnvelope.decode(head)
+    with pytest.raises(EnvelopeError):
+        BodyPart.decode(head)

@@ -20,6 +20,7 @@ CORE = (
     "priority",
     "card",
     "envelope",
+    "spool",
     "rerun",
     "exchange",
     "replay",
@@ -32,6 +33,7 @@ IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "
 # These are handed their RocketMQ connection; they neither build one nor know who does.
 HANDED = (
     "transport",
+    "bodies",
     "bridge",
     "handover",
     "taskchannels",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
 import json
 import string
 import time
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from agentscope_rocketmq.asgi import OwnerGuard
+from agentscope_rocketmq.asgi import OwnerGuard, Receive
 from agentscope_rocketmq.errors import ConfigurationError, Unauthenticated
 from agentscope_rocketmq.owners import (
     ANONYMOUS,
@@ -36,7 +38,13 @@ def assertion(owner="alice", *, secret=SECRET, audience="Weather", request_id="r
 
 
 def read(text, *, secret=SECRET, audiences=("Weather",), request_id="r1", body="{}"):
-    return read_assertion(text, secret=secret, audiences=audiences, request_id=request_id, body=body)
+    return read_assertion(
+        text,
+        secret=secret,
+        audiences=audiences,
+        request_id=request_id,
+        body_sha256=hashlib.sha256(body.encode()).hexdigest(),
+    )
 
 
 @given(owner=OWNERS, body=st.text(string.printable))
@@ -108,8 +116,7 @@ async def guarded(headers, *, body='{"id": 7}', secret=SECRET):
     async def app(scope, receive, send):
         seen.append((scope.get("user"), scope["headers"], (await receive())["body"].decode()))
 
-    async def receive():
-        return {"type": "http.request", "body": body.encode(), "more_body": False}
+    receive = Receive(body.encode(), asyncio.Event(), rpc_id=7)
 
     async def send(message):
         answers.append(message)

@@ -25,6 +25,7 @@ def encoder(
     limit: int = 4 * 1024 * 1024,
     sticky: tuple[str, str] | None = ("Servers", "i-1"),
     attempt: int = 0,
+    most: int = 1_000_000,
 ) -> ReplyEncoder:
     return ReplyEncoder(
         "r1",
@@ -35,6 +36,7 @@ def encoder(
         max_message_bytes=limit,
         wants_stream=stream,
         rpc_id="rpc-7",
+        max_body_bytes=most,
     )
 
 
@@ -269,7 +271,7 @@ def test_pending_bytes_go_up_and_down():
 @pytest.mark.parametrize("batches", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_event_too_large_becomes_an_error_that_ends_the_stream(batches, whole):
-    reply = encoder(batches=batches, limit=2000)
+    reply = encoder(batches=batches, limit=2000, most=2000)
     reply.start(200, SSE)
     large = sent(chunk_event("x" * 5000))
     reply.feed(sent("1"))
@@ -281,9 +283,9 @@ def test_an_event_too_large_becomes_an_error_that_ends_the_stream(batches, whole
     assert first == "1"
     error = json.loads(last)
     assert (error["id"], error["error"]["code"]) == ("rpc-7", -32603)
-    assert "2000 bytes" in error["error"]["message"]
-    size = len(chunk_event("x" * 5000)) if whole else 2500
-    assert f"has {size} bytes" in error["error"]["message"]
+    assert "2000" in error["error"]["message"]
+    size = len(large) if whole else 2500
+    assert abs(int(error["error"]["message"].split(" bytes")[0].split()[-1]) - size) < 20
     assert messages[-1].end
     assert reply.finished
     assert reply.pending_bytes == 0
@@ -292,7 +294,7 @@ def test_an_event_too_large_becomes_an_error_that_ends_the_stream(batches, whole
 @pytest.mark.parametrize("batches", [True, False])
 @pytest.mark.parametrize("chunks", [1, 50])
 def test_a_document_too_large_becomes_an_error(batches, chunks):
-    reply = encoder(batches=batches, stream=False, limit=2000)
+    reply = encoder(batches=batches, stream=False, limit=2000, most=4000)
     reply.start(200, JSON)
     for _ in range(chunks):
         reply.feed(b'"' * (1500 // chunks) * 3)
@@ -301,16 +303,86 @@ def test_a_document_too_large_becomes_an_error(batches, chunks):
     assert (message.stream, message.end) == (False, True)
     error = json.loads(body_of(message))
     assert (error["id"], error["error"]["code"]) == ("rpc-7", -32603)
-    assert "2000 bytes" in error["error"]["message"]
+    assert ("4000" if batches else "2000 bytes") in error["error"]["message"]
 
 
 def test_escapes_count_towards_the_limit():
-    reply = encoder(stream=False, limit=2000)
+    reply = encoder(batches=False, stream=False, limit=2000)
     reply.start(200, JSON)
     reply.feed(b'"' * 1200)
     reply.finish()
     (message,) = taken(reply)
     assert json.loads(body_of(message))["error"]["code"] == -32603
+
+
+def read_back(messages: list[ResponseEnvelope]) -> list[str]:
+    """What a caller makes of the messages; each of them fits."""
+    exchange = Exchange()
+    call = exchange.open("r1", idle=None, total=None, now=0.0)
+    texts: list[str] = []
+    for message in messages:
+        encoded = message.encode()
+        assert len(encoded) <= 2000
+        texts += (exchange.feed(encoded, 0.0) or (call, []))[1]
+    assert call.finished
+    assert exchange.spools.held == 0
+    return texts
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=6))
+def test_a_document_that_fits_no_message_goes_in_parts_and_comes_back_whole(sizes):
+    reply = encoder(stream=False, limit=2000)
+    reply.start(200, JSON)
+    document = json.dumps(['é"' * size for size in sizes], ensure_ascii=False)
+    data = document.encode()
+    for start in range(0, len(data), 1001):
+        reply.feed(data[start : start + 1001])
+    reply.finish()
+    messages = taken(reply)
+    assert [message.seq for message in messages] == list(range(len(messages)))
+    assert read_back(messages) == [document]
+    assert (reply.finished, reply.pending_bytes) == (True, 0)
+
+
+def test_a_document_goes_while_it_still_comes():
+    reply = encoder(stream=False, limit=2000)
+    reply.start(200, JSON)
+    messages = []
+    for _ in range(50):
+        reply.feed(b"x" * 1000)
+        messages += taken(reply)
+        assert reply.pending_bytes < 2000
+    assert len(messages) > 20
+    assert not any(message.end or message.part is None or message.part.is_last for message in messages)
+    reply.finish()
+    assert read_back([*messages, *taken(reply)]) == ["x" * 50_000]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=6), st.booleans())
+def test_events_that_fit_no_message_go_in_parts_between_the_others(sizes, at_once):
+    reply = encoder(limit=2000)
+    reply.start(200, SSE)
+    events = [chunk_event("é" * size) for size in sizes]
+    messages = []
+    for event in events:
+        reply.feed(sent(event))
+        messages += [] if at_once else taken(reply)
+    reply.finish()
+    messages += taken(reply)
+    assert [event.data for text in read_back(messages) for event in parse_events(text)] == events
+    assert reply.pending_bytes == 0
+
+
+def test_a_document_that_fails_half_way_is_an_error_for_its_reader():
+    reply = encoder(stream=False, limit=2000)
+    reply.start(200, JSON)
+    reply.feed(b"x" * 10_000)
+    messages = taken(reply)
+    reply.fail(-32603, "no more")
+    [text] = read_back([*messages, *taken(reply)])
+    assert json.loads(text)["error"] == {"code": -32603, "message": "no more"}
 
 
 def test_a_stream_that_was_cut_off_can_be_told():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import uuid
 from contextlib import AsyncExitStack
@@ -276,11 +275,11 @@ async def test_a_request_over_the_servers_limit_gets_an_error_and_is_not_run(con
         assert server.bridges[0].counters.answered == 2
 
 
-async def test_five_megabytes_are_refused_before_they_are_sent(config, topic, rocketmq):
+async def test_what_is_over_the_limit_is_refused_before_it_is_sent(config, topic, rocketmq):
     async with server_for(make_echo_agent, config, topic) as server:
         client = await rocketmq.client(card_for(config, topic))
         with pytest.raises(A2AClientError, match="limit") as caught:
-            await reply(client, os.urandom(2_600_000).hex())
+            await reply(client, "x" * (config.limits.request_bytes + 1))
         assert isinstance(root_cause(caught.value), MessageTooLarge)
         assert server.bridges[0].counters.taken == 0
         assert await reply(client, "short") == "echo:short"
@@ -293,9 +292,10 @@ async def test_an_answer_that_fits_no_message_is_an_error_that_says_so(config, t
 
         return scripted(script)
 
-    async with server_for(make, config, topic):
+    small = config.model_copy(update={"limits": config.limits.model_copy(update={"response_bytes": 4_000_000})})
+    async with server_for(make, small, topic):
         client = await rocketmq.client(card_for(config, topic))
-        with pytest.raises(Exception, match="do not fit into a message"):
+        with pytest.raises(Exception, match="4000000 may be sent"):
             await reply(client, "big")
         client = await rocketmq.client(card_for(config, topic))
         assert await reply(client, "short") == "short"

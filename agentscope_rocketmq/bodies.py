@@ -1,0 +1,214 @@
+"""Large requests: their bodies travel in parts, beside the topic that workers share.
+
+The parts of one request must reach one worker, in order, and the next one when that dies. On the agent's topic they
+would be spread over all workers. So each large body has a LiteTopic of its own on the LITE topic that the agent's card
+names, with a name that nobody can guess; the envelope on the agent's topic only refers to it. Whichever worker takes
+the envelope reads the LiteTopic from its start, and takes it over from one that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import uuid
+from typing import TYPE_CHECKING
+
+from agentscope_rocketmq.envelope import BodyPart, BodyReference, Part
+from agentscope_rocketmq.errors import BrokerError, ClosedError, EnvelopeError, SessionTakenOver
+from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteLost, Position
+from agentscope_rocketmq.rocketmq.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from agentscope_rocketmq.envelope import RequestEnvelope
+    from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+    from agentscope_rocketmq.rocketmq.message import ReceivedMessage
+    from agentscope_rocketmq.rocketmq.producer import Producer
+    from agentscope_rocketmq.spool import Spool, Spools
+
+__all__ = ["PART_OVERHEAD", "BodyReceiver", "send_body"]
+
+logger = logging.getLogger(__name__)
+
+PART_OVERHEAD = 16 * 1024
+"""Bytes of a message beside a part: its line of JSON, properties, and what the broker adds."""
+
+# When a LiteTopic brings nothing for this long, a reader that died may have left it blocked before anything was acked.
+_SILENCE = 1.0
+# How long the broker needs to apply a seek to the end before the seek back: a poll in flight does.
+_SEEK_APPLIES = 0.3
+
+
+async def send_body(producer: Producer, topic: str, request_id: str, body: bytes, *, timeout: float) -> BodyReference:  # noqa: ASYNC109
+    """Put the body of a request where its worker finds it, part after part.
+
+    Delivery is at least once: a part may be there twice. What a sender that dies leaves on the broker nobody reads; it
+    goes when its LiteTopic expires.
+
+    Args:
+        producer: Sends them.
+        topic: LITE topic that the agent's card names.
+        request_id: Id of the request.
+        body: Its body.
+        timeout: Seconds within which the broker must accept each part.
+
+    Raises:
+        BrokerError: A part was not accepted.
+    """
+    lite_topic = f"p-{uuid.uuid4().hex}"
+    step = producer.max_body_size - PART_OVERHEAD
+    sha256 = hashlib.sha256()
+    whole = memoryview(body)
+    count = 0
+    for start in range(0, len(body), step):
+        data = bytes(whole[start : start + step])
+        sha256.update(data)
+        last = start + step >= len(body)
+        part = Part(
+            index=count, data=data, size=len(body) if last else None, sha256=sha256.hexdigest() if last else None
+        )
+        encoded = BodyPart(request_id=request_id, part=part).encode()
+        message = Message(topic=topic, lite_topic=lite_topic, body=encoded, keys=(request_id,))
+        await producer.send(message, timeout=timeout)
+        count += 1
+    return BodyReference(lite_topic=lite_topic, parts=count, size=len(body), sha256=sha256.hexdigest())
+
+
+class BodyReceiver:
+    """Fetches the bodies of large requests, for one worker.
+
+    Args:
+        consumer: Reads the LITE topic that the agent's card names; its owner passes on to `hear` what comes.
+        spools: Where bodies are put together.
+        patience: Seconds to wait for the next part.
+    """
+
+    def __init__(self, consumer: LiteConsumer, *, spools: Spools, patience: float) -> None:
+        self._consumer = consumer
+        self._spools = spools
+        self._patience = patience
+        self._reading: dict[str, asyncio.Queue[ReceivedMessage | None]] = {}
+        self._reserved = 0
+        self._freed = asyncio.Condition()
+
+    def hear(self, item: LiteBatch | LiteLost) -> bool:
+        """Take what the consumer brought; whether it was part of a body."""
+        if not item.lite_topic.startswith("p-"):
+            return False
+        queue = self._reading.get(item.lite_topic)
+        if queue is not None:
+            # The broker sends no more of a LiteTopic before these are acked, so this is bounded.
+            for message in item.messages if isinstance(item, LiteBatch) else (None,):
+                queue.put_nowait(message)
+        return True
+
+    @contextlib.asynccontextmanager
+    async def fetch(self, envelope: RequestEnvelope) -> AsyncIterator[Spool]:
+        """The body of a large request, for as long as the context lasts.
+
+        Raises:
+            EnvelopeError: It never came, or is not what the envelope says, or more than may be taken.
+            SessionTakenOver: Another worker has it now.
+            BrokerError: It can't be read.
+        """
+        large = envelope.large
+        assert large is not None  # noqa: S101  (asked for large requests only)
+        if large.size > self._spools.most:
+            raise EnvelopeError(
+                f"The request has {large.size} bytes; this agent takes {self._spools.most}. Send less, or raise "
+                "Limits.request_bytes of its server."
+            )
+        if large.lite_topic in self._reading:
+            raise EnvelopeError(f"The body of request {envelope.request_id} is being read by another request.")
+        queue = self._reading[large.lite_topic] = asyncio.Queue()
+        try:
+            async with self._room(large.size):
+                with self._spools.open() as spool:
+                    try:
+                        await self._read(envelope.request_id, large, queue, spool)
+                    finally:
+                        # Acked to its end, or left to the next reader, who begins at the start.
+                        with contextlib.suppress(BrokerError, ClosedError):
+                            await self._consumer.unsubscribe([large.lite_topic])
+                    yield spool
+        finally:
+            self._reading.pop(large.lite_topic, None)
+
+    @contextlib.asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._reserved + size <= self._spools.total)
+            self._reserved += size
+        try:
+            yield
+        finally:
+            self._reserved -= size
+            async with self._freed:
+                self._freed.notify_all()
+
+    async def _read(
+        self,
+        request_id: str,
+        large: BodyReference,
+        queue: asyncio.Queue[ReceivedMessage | None],
+        spool: Spool,
+    ) -> None:
+        await self._consumer.subscribe([large.lite_topic], at=Position.offset(0))
+        due = 0
+        while due < large.parts:
+            message = await self._next(request_id, large, queue, first=due == 0)
+            part = await asyncio.to_thread(_decode, message, request_id)
+            if part.index < due:
+                await self._consumer.ack([message])  # sent twice
+                continue
+            if part.index > due or spool.size + len(part.data) > large.size:
+                raise EnvelopeError(f"The body of request {request_id} is not what its envelope says.")
+            try:
+                await asyncio.to_thread(spool.write, part.data)
+            except OverflowError as error:
+                raise EnvelopeError(f"The body of request {request_id} can't be put together: {error}.") from None
+            await self._consumer.ack([message])
+            due += 1
+        if (spool.size, spool.sha256) != (large.size, large.sha256):
+            raise EnvelopeError(
+                f"The body of request {request_id} is not what was sent: size or SHA-256 differ. Send it again."
+            )
+
+    async def _next(
+        self, request_id: str, large: BodyReference, queue: asyncio.Queue[ReceivedMessage | None], *, first: bool
+    ) -> ReceivedMessage:
+        try:
+            if first:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(_SILENCE, self._patience)):
+                        return _present(await queue.get(), request_id)
+                await self._unblock(large.lite_topic)
+            async with asyncio.timeout(self._patience):
+                return _present(await queue.get(), request_id)
+        except TimeoutError:
+            raise EnvelopeError(
+                f"The body of request {request_id} did not come in full: its next part is not there after "
+                f"{self._patience:g} s. Send it again."
+            ) from None
+
+    async def _unblock(self, lite_topic: str) -> None:
+        # What a reader left that never acked: a seek to where the group stands anyway does nothing, so go away first.
+        await self._consumer.subscribe([lite_topic], at=Position.last())
+        await asyncio.sleep(_SEEK_APPLIES)
+        await self._consumer.subscribe([lite_topic], at=Position.offset(0))
+
+
+def _present(message: ReceivedMessage | None, request_id: str) -> ReceivedMessage:
+    if message is None:
+        raise SessionTakenOver(f"The body of request {request_id} is read by another worker now.", session=request_id)
+    return message
+
+
+def _decode(message: ReceivedMessage, request_id: str) -> Part:
+    found = BodyPart.decode(message.body())
+    if found.request_id != request_id:
+        raise EnvelopeError(f"The body of request {request_id} is that of another request.")
+    return found.part

@@ -1,0 +1,289 @@
+"""Requests and answers larger than a message: in parts, whole at the other end, refused with a reason, left behind by nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import uuid
+
+import pytest
+from a2a.client.errors import A2AClientError
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskUpdater
+from a2a.types import Part, Task, TaskState, TaskStatus
+from a2a.utils.errors import InternalError
+
+from agentscope_rocketmq import RocketMQ
+from agentscope_rocketmq.bodies import BodyReceiver, send_body
+from agentscope_rocketmq.card import large_bodies
+from agentscope_rocketmq.config import Limits, Timeouts
+from agentscope_rocketmq.envelope import BATCH_HEADER, BodyPart, BodyReference, RequestEnvelope, ResponseEnvelope
+from agentscope_rocketmq.envelope import Part as Piece
+from agentscope_rocketmq.errors import MessageTooLarge, SessionTakenOver
+from agentscope_rocketmq.jsonrpc import excerpt
+from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
+from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.spool import Spools
+from tests.services import card_for, request, server_for
+from tests.waiting import LIMIT, root_cause, take, until
+
+REQUEST = uuid.uuid4().hex
+MB = 1024 * 1024
+
+
+class Mirror(AgentExecutor):
+    """Answers with the hash of what it got, and with as much text as the first word says, in one artifact."""
+
+    def __init__(self):
+        self.seen = []
+
+    async def execute(self, context, event_queue):
+        text = context.get_user_input()
+        self.seen.append(len(text))
+        size = int(text.split(" ", 1)[0])
+        task = Task(
+            id=context.task_id, context_id=context.context_id, status=TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        )
+        await event_queue.enqueue_event(task)
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.add_artifact([Part(text=digest(text)), Part(text=filler(size))])
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def filler(size):
+    """Text of so many bytes that gzip can't make smaller than a message, with escapes and two bytes a letter in it."""
+    text = (hashlib.shake_256(b"filler").hexdigest(size // 4) + '"\\\n') * 2
+    return ("é" + text)[:size]
+
+
+async def parts_of(client, text, **fields):
+    """The texts of the artifact that is answered with."""
+    found = []
+    async for event in client.send_message(request(text, **fields)):
+        kind = event.WhichOneof("payload")
+        artifacts = list(event.task.artifacts) if kind == "task" else []
+        if kind == "artifact_update":
+            artifacts = [event.artifact_update.artifact]
+        found += [part.text for artifact in artifacts for part in artifact.parts]
+    return found
+
+
+@pytest.fixture
+async def topic(make_topic):
+    return (await make_topic("NORMAL")).topic
+
+
+def limited(config, **limits):
+    return config.model_copy(update={"limits": Limits(**limits)})
+
+
+@pytest.mark.parametrize("streaming", [True, False], ids=["stream", "document"])
+async def test_a_request_and_an_answer_of_many_messages_arrive_whole(config, topic, streaming):
+    card = card_for(config, topic, capabilities={"streaming": streaming})
+    async with (
+        server_for(Mirror(), config, topic, card=card) as server,
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(server.card) as client,
+    ):
+        text = f"{9 * MB} " + filler(10 * MB)
+        answers = await asyncio.gather(parts_of(client, text), parts_of(client, "5 short"), parts_of(client, text))
+        assert answers[1] == [digest("5 short"), filler(5)]
+        assert [[digest(part) for part in answer] for answer in (answers[0], answers[2])] == 2 * [
+            [digest(digest(text)), digest(filler(9 * MB))]
+        ]
+        assert server.bridges[0].counters.taken == 3
+
+
+async def test_a_body_over_the_limit_of_either_side_is_refused_before_anything_is_sent(config, topic):
+    async with server_for(Mirror(), limited(config, request_bytes=6 * MB), topic) as server:
+        announced = large_bodies(server.card)
+        assert announced is not None
+        assert announced.request_bytes == 6 * MB
+        for caller, reason in ((limited(config, request_bytes=5 * MB), f"{5 * MB}"), (config, "whose card names it")):
+            async with RocketMQ(caller) as rocketmq, await rocketmq.client(server.card) as client:
+                with pytest.raises(A2AClientError, match=reason) as caught:
+                    await parts_of(client, filler(7 * MB))
+                assert isinstance(root_cause(caught.value), MessageTooLarge)
+        assert server.bridges[0].counters.taken == 0
+
+
+async def test_agents_that_do_not_announce_it_are_sent_no_parts(config, topic):
+    async with (
+        server_for(Mirror(), config, topic),
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(card_for(config, topic)) as client,
+    ):
+        with pytest.raises(A2AClientError, match="failed before anything was sent") as caught:
+            await parts_of(client, filler(9 * MB))
+        assert isinstance(root_cause(caught.value), MessageTooLarge)
+        assert await parts_of(client, "1 x") == [digest("1 x"), filler(1)]
+
+
+async def test_an_answer_over_the_limit_of_either_side_is_an_error_that_names_it(config, topic):
+    async with server_for(Mirror(), limited(config, response_bytes=6 * MB), topic) as server:
+        async with RocketMQ(config) as rocketmq, await rocketmq.client(server.card) as client:
+            with pytest.raises(InternalError, match="response_bytes"):
+                await parts_of(client, f"{7 * MB}")
+        async with RocketMQ(limited(config, response_bytes=2 * MB)) as small, await small.client(server.card) as client:
+            with pytest.raises(A2AClientError, match=f"more than the {2 * MB} bytes"):
+                await parts_of(client, f"{5 * MB}")
+            assert await parts_of(client, "1 x") == [digest("1 x"), filler(1)]
+
+
+def large_request(config, topic, body, reference, *, text=None):
+    return RequestEnvelope(
+        request_id=REQUEST,
+        body=excerpt(body) if text is None else text,
+        headers={BATCH_HEADER: "1", "A2A-Version": "1.0"},
+        dest_topic=topic,
+        reply_topic=config.reply_topic,
+        lite_topic="caller",
+        large=reference,
+    )
+
+
+def rpc(text):
+    message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": text}]}
+    return json.dumps({"jsonrpc": "2.0", "id": 7, "method": "SendMessage", "params": {"message": message}}).encode()
+
+
+@contextlib.asynccontextmanager
+async def listening(config, connection):
+    """What comes on the LiteTopic `caller`, message by message."""
+    async with LiteConsumer(connection, config.reply_topic, config.reply_group) as consumer:
+        await consumer.subscribe(["caller"], at=Position.last())
+
+        async def messages():
+            async for item in consumer.batches():
+                assert isinstance(item, LiteBatch)
+                for message in item.messages:
+                    yield ResponseEnvelope.decode(message.body())
+                await consumer.ack(item.messages)
+
+        yield messages()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sha256": "0" * 64}, "SHA-256"),
+        ({"size": 4}, "not what its envelope says"),
+        ({"parts": 3, "size": 10 * MB}, "did not come in full"),
+        ({"lite_topic": f"p-{'0' * 32}"}, "did not come in full"),
+        ({"size": 200 * MB}, "this agent takes"),
+        ({"text": '{"jsonrpc":"2.0","id":7,"method":"GetTask","params":{"id":"t"}}'}, "not the one that its envelope"),
+    ],
+)
+async def test_bodies_that_are_not_what_the_envelope_says_are_refused_and_leave_nothing(
+    config, topic, connection, producer, change, reason
+):
+    config = config.model_copy(update={"timeouts": Timeouts(parts=2.0)})
+    text = change.pop("text", None)
+    mirror = Mirror()
+    async with server_for(mirror, config, topic) as server, listening(config, connection) as answers:
+        body = rpc("1 x")
+        reference = await send_body(producer, config.state_topic, REQUEST, body, timeout=30)
+        reference = dataclasses.replace(reference, **change)
+        envelope = large_request(config, topic, body, reference, text=text)
+        await producer.send(Message(topic=topic, body=envelope.encode()))
+        async for answer in answers:  # behind signs of life
+            if answer.body is not None:
+                break
+        error = json.loads(answer.body)["error"]
+        assert error["code"] == -32600
+        assert reason in error["message"]
+        assert mirror.seen == []
+        bridge = server.bridges[0]
+        await until(lambda: bridge.counters.answered == 1)
+        assert bridge._bodies._spools.held == bridge._bodies._reserved == 0
+        assert bridge._instance_consumer.lite_topics == {bridge._instance}
+
+
+async def test_the_next_worker_has_the_whole_body_when_one_dies_while_it_reads(config, connection, producer):
+    body = rpc(filler(9 * MB))
+    reference = await send_body(producer, config.state_topic, REQUEST, body, timeout=30)
+    envelope = large_request(config, "Topic", body, reference)
+    async with contextlib.AsyncExitStack() as stack:
+        workers = []
+        for _ in range(2):
+            consumer = await stack.enter_async_context(LiteConsumer(connection, config.state_topic, config.state_group))
+            spools = Spools(most=20 * MB, total=20 * MB, in_memory=MB)
+            workers.append((consumer, spools, BodyReceiver(consumer, spools=spools, patience=60.0)))
+
+        async def serve(consumer, receiver):
+            async for item in consumer.batches():
+                receiver.hear(item)
+
+        first = workers[0][0]
+        # It takes the first part and does not come to ack it, as one that is killed.
+        await first.subscribe([reference.lite_topic], at=Position.offset(0))
+        [batch] = await take(first.batches(), 1)
+        assert batch.messages[0].offset == 0
+        consumer, spools, receiver = workers[1]
+        serving = asyncio.create_task(serve(consumer, receiver))
+        async with receiver.fetch(envelope) as spool:
+            assert spool.size == len(body) == spools.held
+            assert hashlib.sha256(b"".join(spool.chunks())).hexdigest() == spool.sha256 == reference.sha256
+        assert spools.held == 0
+        serving.cancel()
+
+
+async def test_a_worker_from_which_a_body_is_taken_gives_the_request_back(config, connection, producer):
+    body = rpc("1 x")
+    part = BodyPart(request_id=REQUEST, part=Piece(index=0, data=body)).encode()
+    reference = BodyReference(lite_topic=f"p-{uuid.uuid4().hex}", parts=1, size=len(body), sha256="0" * 64)
+    envelope = large_request(config, "Topic", body, reference)
+    async with (
+        LiteConsumer(connection, config.state_topic, config.state_group) as one,
+        LiteConsumer(connection, config.state_topic, config.state_group) as other,
+    ):
+        receiver = BodyReceiver(one, spools=Spools(most=MB, total=MB, in_memory=MB), patience=60.0)
+
+        async def serve():
+            async for item in one.batches():
+                receiver.hear(item)
+
+        async def fetch():
+            async with receiver.fetch(envelope):
+                pass
+
+        serving, fetching = asyncio.create_task(serve()), asyncio.create_task(fetch())
+        await until(lambda: reference.lite_topic in one.lite_topics)
+        await other.subscribe([reference.lite_topic], at=Position.offset(0))
+        await producer.send(Message(topic=config.state_topic, lite_topic=reference.lite_topic, body=part))
+        with pytest.raises(SessionTakenOver):
+            async with asyncio.timeout(LIMIT):
+                await fetching
+        serving.cancel()
+
+
+async def test_a_large_event_is_replayed_whole_and_its_cursor_is_behind_its_last_part(config, topic):
+    async with (
+        server_for(Mirror(), config, topic) as server,
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(server.card, session="replayed") as client,
+    ):
+        await parts_of(client, f"{5 * MB}")
+        await parts_of(client, "5 behind")
+    async with RocketMQ(config) as later:
+        session = later.session("replayed")
+        events = [event async for event in session.events(from_start=True, follow=False)]
+        large = [event for event in events if len(event.raw) > 5 * MB]
+        assert len(large) == 1
+        again = [event.cursor async for event in session.events(after=large[0].cursor, follow=False)]
+        assert again == [event.cursor for event in events[events.index(large[0]) + 1 :]]
+
+
+def test_the_limits_fit_each_other():
+    with pytest.raises(ValueError, match="spooled_bytes"):
+        Limits(request_bytes=10_000, spooled_bytes=5000)
