@@ -219,8 +219,8 @@ async def test_two_copies_of_a_request_are_one_answer(config, topic, counter, ro
         for _ in range(2):
             await stack.enter_async_context(server_for(counter, with_limits(config, concurrency=1), topic))
         client = await rocketmq.client(card_for(config, topic))
-        await rocketmq._carrier(_address(rocketmq, client)).start()
-        carrier = rocketmq._carrier(_address(rocketmq, client))
+        await rocketmq.carrier(_address(rocketmq, client)).start()
+        carrier = rocketmq.carrier(_address(rocketmq, client))
         carrier._started = _Twice(carrier.producer), carrier.replies
         for number in range(3):
             async with Follower(client, f"copied{number} 40") as follower:
