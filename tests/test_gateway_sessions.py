@@ -253,9 +253,7 @@ async def test_sessions_that_are_not_there_and_cursors_that_lead_nowhere_are_ref
 async def test_a_session_of_another_owner_is_refused_by_what_is_recorded_in_it(config, setting):
     card, counter = setting
     async with RocketMQ(config, card_cache=None) as rocketmq:
-        session = rocketmq.session("bobs", owner="bob")
-        await session.open()
-        await session.close()
+        await rocketmq.session("bobs", owner="bob").announce()
     async with gateway_for(config, card) as served, client(served.url) as http:
         response = await http.get("/sessions/bobs/events?from_start=1")
         assert (response.status_code, response.json()["error"]["data"]["reason"]) == (403, "wrong-owner")

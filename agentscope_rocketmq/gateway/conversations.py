@@ -88,6 +88,8 @@ class Conversations:
         """
         conversation.users += 1
         try:
+            # The record first: then there is something to read, and whose it is can be told at once.
+            await conversation.session.announce()
             # Again for each call: another gateway may have taken it over meanwhile.
             await conversation.session.open()
             if conversation.opened:
