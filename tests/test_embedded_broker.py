@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sqlite3
 
 import pytest
 
 from agentscope_rocketmq.dev import DevBroker
+from agentscope_rocketmq.dev.embedded import broker as broker_module
 from agentscope_rocketmq.dev.embedded.engine import Engine
 from agentscope_rocketmq.dev.embedded.handles import Handles
 from agentscope_rocketmq.dev.embedded.reading import Reader
@@ -22,7 +24,7 @@ from agentscope_rocketmq.rocketmq.lite import LiteConsumer, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.rocketmq.protocol import definition, service
-from tests.contract.wire import Code, attempts, bodies, message, offsets, peer_of, resource
+from tests.contract.wire import Code, Peer, attempts, bodies, message, offsets, peer_of, resource
 from tests.waiting import LIMIT, take, until
 
 # ---- start, stop ----
@@ -72,6 +74,45 @@ async def test_what_a_client_subscribes_after_its_good_bye_ends_with_its_stream(
             assert (await peer.sync("G", "L", "PARTIAL_ADD", ["s"])).code == Code.OK
             assert len(engine.subscriptions) == 1
         await until(lambda: len(engine.subscriptions) == 0)
+
+
+async def test_who_subscribes_without_a_telemetry_stream_is_forgotten():
+    async with (
+        DevBroker(settings=Settings(lite_quota=2)) as broker,
+        peer_of(broker, "LITE_PUSH_CONSUMER", "G", "L") as stays,
+        contextlib.AsyncExitStack() as peers,
+    ):
+        assert (await stays.sync("G", "L", "PARTIAL_ADD", ["s"])).code == Code.OK
+        engine = broker._engine
+        assert engine is not None
+        for action, names, code in (
+            ("PARTIAL_REMOVE", ["s"], Code.OK),
+            ("COMPLETE_REMOVE", [], Code.OK),
+            ("COMPLETE_ADD", [], Code.OK),
+            ("PARTIAL_ADD", ["a b"], Code.ILLEGAL_LITE_TOPIC),
+            ("PARTIAL_ADD", ["a", "b", "c"], Code.LITE_SUBSCRIPTION_QUOTA_EXCEEDED),
+        ):
+            peer = Peer(broker.endpoint)
+            peers.push_async_callback(peer.aclose)
+            assert (await peer.sync("G", "L", action, names)).code == code
+            assert list(engine.subscriptions._clients) == [stays.id]
+        assert (await peer.sync("G", "L", "PARTIAL_ADD", ["a", "b"])).code == Code.OK
+        assert len(engine.subscriptions) == 3
+        await engine.tidy()
+        assert (list(engine.subscriptions._clients), len(engine.subscriptions)) == ([stays.id], 1)
+
+
+async def test_a_start_that_fails_leaves_no_timers_behind(tmp_path):
+    async with (
+        DevBroker(data=tmp_path) as broker,
+        peer_of(broker) as producer,
+        peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as reader,
+    ):
+        await producer.send(message("T"))
+        await reader.take("G", "T")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError):
+        await DevBroker(taken.getsockname()[1], tmp_path).start()
+    assert [found for found in gc.get_objects() if isinstance(found, Engine) and found._alarms] == []
 
 
 async def test_a_port_that_is_taken_is_refused_with_the_remedy():
@@ -170,6 +211,27 @@ async def test_a_place_written_while_its_topic_goes_does_not_hinder_the_next_sta
         async with DevBroker(data=tmp_path) as broker:
             positions = await broker._store.rows("SELECT * FROM position")
     assert positions == []
+
+
+async def test_dead_letters_that_somebody_looked_for_before_there_were_any_are_kept(tmp_path):
+    async with (
+        DevBroker(data=tmp_path) as broker,
+        peer_of(broker) as producer,
+        peer_of(broker, "SIMPLE_CONSUMER", "G", "T") as reader,
+    ):
+        await producer.call("QueryRoute", service.QueryRouteRequest(topic=resource("%DLQ%G")))
+        await producer.send(message("T", "bad"))
+        (bad,) = await reader.take("G", "T")
+        handle = bad.system_properties.receipt_handle
+        request = service.ForwardMessageToDeadLetterQueueRequest(
+            group=resource("G"), topic=resource("T"), receipt_handle=handle
+        )
+        assert (await reader.call("ForwardMessageToDeadLetterQueue", request)).status.code == Code.OK
+    async with (
+        DevBroker(data=tmp_path) as broker,
+        peer_of(broker, "SIMPLE_CONSUMER", "Letters", "%DLQ%G") as letters,
+    ):
+        assert bodies(await letters.take("Letters", "%DLQ%G")) == ["bad"]
 
 
 # ---- topics and groups ----
@@ -417,6 +479,48 @@ async def test_messages_past_the_retention_are_deleted_and_offsets_go_on():
         assert (queue.first, queue.end) == (3, 4)
 
 
+async def test_a_topic_may_be_deleted_while_its_old_messages_are():
+    clock = Clock()
+    async with engine_with(clock, retention=100.0) as engine:
+        for name in ("s1", "s2"):
+            await engine.send([message("L", lite_topic=name)], peer="")
+        clock.seconds += 1000
+        tidying = asyncio.create_task(engine.tidy())
+        await asyncio.sleep(0)  # It waits for the store now.
+        engine.catalog.delete_topic("L")
+        await tidying
+        await engine.store.written()
+        assert await engine.store.rows("SELECT * FROM queue") == []
+
+
+async def test_what_is_old_is_deleted_later_when_it_can_not_be_now(monkeypatch, caplog):
+    monkeypatch.setattr(broker_module, "_TIDY_INTERVAL", 0.0)
+    async with DevBroker() as broker:
+        tidied = asyncio.Event()
+        answers = iter([RuntimeError("not now")])
+
+        async def tidy():
+            for error in answers:
+                raise error
+            tidied.set()
+
+        monkeypatch.setattr(broker._engine, "tidy", tidy)
+        async with asyncio.timeout(LIMIT):
+            await tidied.wait()
+    assert "not now" in caplog.text
+
+
+async def test_a_reader_that_lags_does_not_read_large_messages_far_ahead():
+    store = Store(None, fsync=False)
+    await store.open()
+    for key in range(10):
+        store.append(key, 0, bytes(400))
+    await store.written()
+    for most, most_bytes, found in ((64, 1, 1), (64, 401, 2), (64, 1000, 3), (3, 10_000, 3), (64, 10_000, 10)):
+        assert [key for key, _ in await store.read(0, 10, most=most, most_bytes=most_bytes)] == list(range(found))
+    await store.aclose()
+
+
 async def test_a_full_disk_ends_the_taking_of_messages_with_words(tmp_path, caplog):
     async with DevBroker(data=tmp_path) as broker, peer_of(broker) as producer:
         assert (await producer.send(message("T"))).status.code == Code.OK
@@ -428,10 +532,15 @@ async def test_a_full_disk_ends_the_taking_of_messages_with_words(tmp_path, capl
         assert "full" in answer.status.message
         assert "full" in (await producer.send(message("T"))).status.message
     assert "stops taking messages" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_no_more_lite_topics_and_topics_are_made_than_it_may_hold():
     async with DevBroker(settings=Settings(max_lite_topics=2, max_topics=2)) as broker, peer_of(broker) as peer:
+        three = [message("L", lite_topic=name) for name in ("a", "b", "c")]
+        assert (await peer.send(*three)).status.code == Code.LITE_TOPIC_QUOTA_EXCEEDED
+        assert broker._engine is not None
+        assert broker._engine.catalog.queues == {}  # All of them or none.
         for name in ("a", "b", "a"):
             assert (await peer.send(message("L", lite_topic=name))).status.code == Code.OK
         refused = await peer.send(message("L", lite_topic="c"))

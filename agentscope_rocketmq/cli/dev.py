@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import signal
 import sys
 import time
@@ -124,6 +125,8 @@ def dev(
 
 
 def _run_embedded(port: int, namesrv_port: int, data: Path | None, chosen: dict[str, Any], *, as_json: bool) -> None:
+    # gRPC's C core writes lines of its own to stderr, about a port that is taken for one: what they say is said here.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from agentscope_rocketmq.dev.embedded.run import run_embedded  # noqa: PLC0415  (loads gRPC)
     from agentscope_rocketmq.dev.embedded.settings import Settings  # noqa: PLC0415
 

@@ -146,6 +146,15 @@ class DevBroker:
     async def _serve(self) -> None:
         clients = Clients(self._settings)
         engine = Engine(self._store, self._settings, alive=clients.is_alive, evicted=clients.evict)
+        try:
+            await self._listen(engine, clients)
+        except BaseException:
+            engine.close()
+            raise
+        self._engine = engine
+        self._tidying = asyncio.create_task(self._tidy(engine), name="rocketmq-embedded.tidy")
+
+    async def _listen(self, engine: Engine, clients: Clients) -> None:
         await engine.load()
         reader = Reader(engine, Handles(await self._secret()))
         servicer = Servicer(engine, reader, clients, self._settings, host=self._host)
@@ -159,19 +168,15 @@ class DevBroker:
         engine.store_host = f"{self._host}:{port}"
         remoting = Remoting(engine.catalog, self._store, broker_name=BROKER_NAME)
         await server.start()
-        # Last: who can connect to this port can use the broker.
-        await self._listen(remoting, server)
-        self._server, self._servicer, self._remoting, self._engine = server, servicer, remoting, engine
-        self._tidying = asyncio.create_task(self._tidy(engine), name="rocketmq-embedded.tidy")
-
-    async def _listen(self, remoting: Remoting, server: Any) -> None:
         try:
+            # Last: who can connect to this port can use the broker.
             await remoting.start(self._host, self._namesrv_port)
         except BaseException as error:
             await server.stop(None)
             if isinstance(error, OSError):
                 raise _port_taken(self._host, self._namesrv_port) from error
             raise
+        self._server, self._servicer, self._remoting = server, servicer, remoting
 
     async def aclose(self) -> None:
         """Stop listening, end the calls in flight, write what is left. It goes on when the caller is cancelled."""
@@ -270,7 +275,10 @@ class DevBroker:
     async def _tidy(self, engine: Engine) -> None:
         while True:
             await asyncio.sleep(_TIDY_INTERVAL)
-            await engine.tidy()
+            try:
+                await engine.tidy()
+            except Exception:
+                logger.exception("The embedded broker failed to delete what is old, and will try again")
 
 
 def _port_taken(host: str, port: int) -> ConfigurationError:

@@ -16,7 +16,7 @@ from agentscope_rocketmq.dev.embedded.queues import Queue
 from agentscope_rocketmq.dev.embedded.refusal import Code, Refused, not_modelled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from agentscope_rocketmq.dev.embedded.settings import Settings
     from agentscope_rocketmq.dev.embedded.store import Store
@@ -222,16 +222,18 @@ class Catalog:
             self.add_queue(topic, len(topic.queues))
         return topic.queues
 
-    def add_queue(self, topic: Topic, number: int, lite_topic: str | None = None) -> Queue:
-        """Make a queue.
+    def check_room(self, names: Collection[str]) -> None:
+        """Refuse new LiteTopics that would be too many.
 
         Raises:
             Refused: LITE_TOPIC_QUOTA_EXCEEDED.
         """
-        if lite_topic is not None and self.lite_topics >= self._settings.max_lite_topics:
-            raise Refused(
-                Code.LITE_TOPIC_QUOTA_EXCEEDED, f"lite topic quota exceeded: {self._settings.max_lite_topics}"
-            )
+        most = self._settings.max_lite_topics
+        if names and self.lite_topics + len(names) > most:
+            raise Refused(Code.LITE_TOPIC_QUOTA_EXCEEDED, f"lite topic quota exceeded: {most}")
+
+    def add_queue(self, topic: Topic, number: int, lite_topic: str | None = None) -> Queue:
+        """Make a queue."""
         queue = Queue(self._last_queue + 1, topic.name, number, lite_topic)
         self._add(queue)
         self._store.put("queue", (queue.id,), queue.row())

@@ -146,6 +146,10 @@ class Engine:
             encoded = await asyncio.to_thread(lambda: [_encode(message) for message in messages])
         else:
             encoded = [_encode(message) for message in messages]
+        if topic.type == "LITE":
+            self.catalog.check_room(
+                {str(message.system_properties.lite_topic) for message in messages} - topic.lite.keys()
+            )
         offsets = [
             self._append(topic, self._queue_for(topic, message.system_properties), data)
             for message, data in zip(messages, encoded, strict=True)
@@ -168,7 +172,10 @@ class Engine:
         for name in ("lite_topic", "message_group", "priority"):
             system.ClearField(name)
         name = DEAD_LETTERS + group.name
-        topic = self.catalog.topics.get(name) or self.catalog.put_topic(name, {}, queues=1)
+        topic = self.catalog.topics.get(name)
+        if topic is None or topic.type is None:
+            # Nobody used it, or somebody only looked for it: it is not kept until it has a type.
+            topic = self.catalog.put_topic(name, {}, queues=1)
         message.topic.name = name
         self._append(topic, self._queue_for(topic, system), message.SerializeToString())
 
@@ -288,10 +295,13 @@ class Engine:
     # ---- what gets old ----
 
     async def tidy(self) -> None:
-        """Delete messages past the retention, and LiteTopics past their topic's expiration."""
+        """Delete old messages, LiteTopics past their topic's expiration, and subscriptions of clients that are gone."""
+        self.subscriptions.forget_all_but(self._alive)
         now_ms = self.now_ms()
         too_old = now_ms - int(self.settings.retention * 1000)
         for queue in list(self.catalog.queues.values()):
+            if queue.id not in self.catalog.queues:
+                continue  # Its topic was deleted while the store was asked.
             topic = self.catalog.topics[queue.topic]
             idle_ms = now_ms - queue.newest_ms
             if (
@@ -302,8 +312,9 @@ class Engine:
                 self._drop(queue)
             elif queue.first < queue.end and queue.oldest_ms < too_old:
                 first = await self.log.find(queue, too_old)
-                queue.oldest_ms = too_old
-                self.log.purge(queue, first)
+                if queue.id in self.catalog.queues:
+                    queue.oldest_ms = too_old
+                    self.log.purge(queue, first)
 
     def _drop(self, queue: Queue) -> None:
         for group_id in queue.consumers:

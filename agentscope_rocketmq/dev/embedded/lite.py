@@ -114,10 +114,15 @@ class Subscriptions:
             self.remove(client, list(client.names))
             self.release(client)
 
+    def forget_all_but(self, alive: Callable[[str], bool]) -> None:
+        """Forget clients that are not there, whose end nobody will tell: they subscribed without a telemetry stream."""
+        for client_id in [client_id for client_id in self._clients if not alive(client_id)]:
+            self.forget(client_id)
+
     def release(self, client: LiteClient) -> None:
-        """Forget a client that neither reads nor polls; to be called when a poll of it has ended."""
-        if not client.names and not len(client.waiters):
-            self._clients.pop(client.id, None)
+        """Forget a client that neither reads nor polls; to be called when a call of it has ended."""
+        if not client.names and not len(client.waiters) and self._clients.get(client.id) is client:
+            del self._clients[client.id]
 
     def offer(self, topic: str, name: str, *, group: Group | None = None) -> None:
         """A LiteTopic may have something to deliver.

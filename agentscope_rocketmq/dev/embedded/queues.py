@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Log", "Queue"]
 
 _OFFSET_BITS = 32
-# A reader that lags reads this many messages at once from the store.
+# A reader that lags reads this many messages at once from the store, unless they are large: reading ahead pays as long
+# as what was read is still in the cache when its turn comes.
 _READ_AHEAD = 64
+_READ_AHEAD_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +104,7 @@ class Log:
         if data is None:
             data = self._store.unwritten(key)
         if data is None:
-            rows = await self._store.read(key, queue.key(queue.end), most=_READ_AHEAD)
+            rows = await self._store.read(key, queue.key(queue.end), most=_READ_AHEAD, most_bytes=_READ_AHEAD_BYTES)
             for found, stored in reversed(rows):
                 self._remember(found, stored)
             data = rows[0][1] if rows and rows[0][0] == key else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.dev.embedded.catalog import Group, Topic
     from agentscope_rocketmq.dev.embedded.clients import Clients
     from agentscope_rocketmq.dev.embedded.engine import Engine
+    from agentscope_rocketmq.dev.embedded.lite import LiteClient
     from agentscope_rocketmq.dev.embedded.reading import Reader, Received
     from agentscope_rocketmq.dev.embedded.settings import Settings
 
@@ -332,30 +333,37 @@ class Servicer(MessagingServiceServicer):  # type: ignore[misc]
             engine.catalog.check_bound(known, request.topic.name)
         group = engine.catalog.use_as_lite(request.group.name, request.topic.name)
         client = engine.subscriptions.client(client_id, group, request.topic.name)
+        try:
+            await self._sync(request, client, names)
+        finally:
+            engine.subscriptions.release(client)
+        await engine.store.committed()
+        return service.SyncLiteSubscriptionResponse(status=OK)
+
+    async def _sync(self, request: Any, client: LiteClient, names: list[str]) -> None:
+        engine = self._engine
         actions = definition.LiteSubscriptionAction
         if request.action == actions.COMPLETE_REMOVE:
-            engine.subscriptions.forget(client_id)
+            engine.subscriptions.forget(client.id)
         elif request.action == actions.PARTIAL_REMOVE:
             engine.subscriptions.remove(client, names)
         elif request.action in (actions.PARTIAL_ADD, actions.COMPLETE_ADD):
             partial = request.action == actions.PARTIAL_ADD
             wanted = client.names.union(names) if partial else names
-            if len(wanted) > group.quota:
-                raise Refused(Code.LITE_SUBSCRIPTION_QUOTA_EXCEEDED, f"lite subscription quota exceeded: {group.quota}")
+            if len(wanted) > client.group.quota:
+                text = f"lite subscription quota exceeded: {client.group.quota}"
+                raise Refused(Code.LITE_SUBSCRIPTION_QUOTA_EXCEEDED, text)
             for name in names:
                 check_lite_topic(name, self._settings)
             if not partial:
                 engine.subscriptions.remove(client, client.names.difference(names))
             for name in names:
                 if partial and request.HasField("offset_option"):
-                    await self._reader.seek(
-                        group, engine.catalog.topics[request.topic.name], name, request.offset_option
-                    )
+                    topic = engine.catalog.topics[request.topic.name]
+                    await self._reader.seek(client.group, topic, name, request.offset_option)
                 engine.subscriptions.add(client, name, take_over=partial)
         else:
             raise Refused(Code.BAD_REQUEST, f"unknown LiteSubscriptionAction: {request.action}")
-        await engine.store.committed()
-        return service.SyncLiteSubscriptionResponse(status=OK)
 
     # ---- what only a real RocketMQ does ----
 

@@ -7,6 +7,7 @@ costs. All state of this class belongs to the event loop; only the methods at th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import sqlite3
@@ -172,10 +173,9 @@ class Store:
         """A message that is not committed yet."""
         return self._unwritten.get(key)
 
-    async def read(self, first: int, end: int, *, most: int) -> list[tuple[int, bytes]]:
-        """The committed messages from `first` to before `end`, at most so many."""
-        sql = "SELECT id, data FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
-        return await self._in_thread(lambda: self._connection.execute(sql, (first, end, most)).fetchall())
+    async def read(self, first: int, end: int, *, most: int, most_bytes: int) -> list[tuple[int, bytes]]:
+        """The committed messages from `first` to before `end`: at most so many, and none after so many bytes."""
+        return await self._in_thread(lambda: self._read(first, end, most, most_bytes))
 
     async def find(self, first: int, end: int, at_ms: int) -> int:
         """The first committed message from `first` to before `end` stored at that time or later; `end` if none is."""
@@ -222,7 +222,9 @@ class Store:
 
     def _fail(self, error: Exception, batch: _Batch) -> None:
         self._failure = StoreFailed(f"the broker can't write its store ({error}): make room and restart it")
-        logger.error("The embedded broker stops taking messages: %s", self._failure, exc_info=error)
+        # A full disk is explained by its words.
+        trace = None if isinstance(error, sqlite3.Error) else error
+        logger.error("The embedded broker stops taking messages: %s", self._failure, exc_info=trace)
         for lost in (batch, self._batch):
             if lost.done is not None:
                 lost.done.set_exception(self._failure)
@@ -306,6 +308,17 @@ class Store:
             tail = f"SELECT {names} FROM (VALUES {values}) WHERE column1 IS NOT NULL"  # noqa: S608
             parameters = itertools.chain(*part, [None] * (width * (size - len(part))))
             self._connection.execute(f"{head} ({tail})" if head.endswith("IN") else f"{head} {tail}", tuple(parameters))
+
+    def _read(self, first: int, end: int, most: int, most_bytes: int) -> list[tuple[int, bytes]]:
+        sql = "SELECT id, data FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
+        rows, size = [], 0
+        with contextlib.closing(self._connection.execute(sql, (first, end, most))) as found:
+            for key, data in found:
+                rows.append((key, data))
+                size += len(data)
+                if size >= most_bytes:
+                    break
+        return rows
 
     def _find(self, first: int, end: int, at_ms: int) -> int:
         # Store times grow with the ids of a queue, and its ids have no holes.
