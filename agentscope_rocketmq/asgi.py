@@ -46,12 +46,13 @@ def with_rpc_id(envelope: RequestEnvelope, request: RpcRequest) -> RequestEnvelo
     """The request with a JSON-RPC id: that of its envelope where its caller gave none.
 
     Java servers answer such requests; the a2a-sdk refuses them in A2A 0.3, and the answer goes by the envelope anyway.
+    Requests of peers of this package, gateways among them, stay as they are, byte for byte.
 
     Args:
         envelope: The request.
         request: What its body says.
     """
-    if request.id is not None or request.method is None or envelope.large is not None:
+    if envelope.reads_batches or request.id is not None or request.method is None or envelope.large is not None:
         return envelope
     body = {**read_json(envelope.body), "id": envelope.request_id}
     return replace(envelope, body=json.dumps(body, ensure_ascii=False))

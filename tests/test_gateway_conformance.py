@@ -55,6 +55,8 @@ MALFORMED = [
     (b'{"jsonrpc":"2.0","id":[1],"method":"GetTask","params":{"id":"x"}}', {}),
     (b'{"jsonrpc":"2.0","method":"GetTask","params":{"id":"x"}}', {}),
     (b'{"jsonrpc":"2.0","id":1,"method":"SendMessage","params":{}}', {}),
+    (b'{"jsonrpc":"2.0","id":{"bad":"type"},"method":"SendMessage","params":{}}', {}),
+    (b'{"jsonrpc":"2.0","method":"message/send","params":{}}', {"A2A-Version": "0.3"}),
     (b'{"jsonrpc":"2.0","id":1,"method":"SendMessage","params":{"message":7}}', {}),
     (b'{"jsonrpc":"2.0","id":1,"method":"SendMessage","params":{"message":{"role":"ROLE_USER","parts":[]}}}', {}),
     (b'{"jsonrpc":"2.0","id":1,"method":"SendStreamingMessage","params":{"message":{"messageId":"m"}}}', {}),

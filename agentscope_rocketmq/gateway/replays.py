@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Replays", "start_of"]
 
 # What was asked for is known to be there, or not to be, within this where nothing comes.
-_FIRST_SECONDS = 3.0
+_FIRST_SECONDS = 6.0
 # A task that had ended, or that waits: nothing more of it comes when nothing came for this long.
 _QUIET_SECONDS = 1.0
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
