@@ -19,6 +19,7 @@ The rooms, in the order data flows::
                  streams that two requests listen to. No I/O
     reply        the server's half: one response -> messages. No I/O
     bodies       large requests, in parts; spool is where what comes in parts is put together
+    deadletters  requests that no worker could serve
     rocketmq     an asyncio client of the RocketMQ 5 protocol
     bridge       RocketMQ -> ASGI: take, lease, run, ack; publisher sends, asgi is what an app is called with
     slots        who may work next in a server that is full; priority names the tiers

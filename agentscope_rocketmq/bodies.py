@@ -74,7 +74,9 @@ async def send_body(producer: Producer, topic: str, request_id: str, body: bytes
         message = Message(topic=topic, lite_topic=lite_topic, body=encoded, keys=(request_id,))
         await producer.send(message, timeout=timeout)
         count += 1
-    return BodyReference(lite_topic=lite_topic, parts=count, size=len(body), sha256=sha256.hexdigest())
+    return BodyReference(
+        lite_topic=lite_topic, parts=count, size=len(body), sha256=sha256.hexdigest(), request_id=request_id
+    )
 
 
 class BodyReceiver:
@@ -160,7 +162,7 @@ class BodyReceiver:
         due = 0
         while due < large.parts:
             message = await self._next(request_id, large, queue, first=due == 0)
-            part = await asyncio.to_thread(_decode, message, request_id)
+            part = await asyncio.to_thread(_decode, message, large.request_id)
             if part.index < due:
                 await self._consumer.ack([message])  # sent twice
                 continue

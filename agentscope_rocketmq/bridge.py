@@ -17,7 +17,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
-from agentscope_rocketmq.bodies import BodyReceiver
+from agentscope_rocketmq.bodies import PART_OVERHEAD, BodyReceiver
+from agentscope_rocketmq.deadletters import bury
 from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError, SessionTakenOver
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
@@ -56,8 +57,6 @@ logger = logging.getLogger(__name__)
 _ANSWERED = 10_000
 # What a stopping bridge still says to those who wait for it, it says within this.
 _LAST_WORDS = 2.0
-# Room in a message beside the body: properties and what the broker adds.
-_MESSAGE_OVERHEAD = 16 * 1024
 # Decompressed, a message may have this much. What is larger comes in parts.
 _MOST_MESSAGE_BYTES = 16 * 1024 * 1024
 
@@ -240,6 +239,9 @@ class Bridge:
                 await delivery.ack()
                 return
             request = RpcRequest.read(envelope.body)
+            if delivery.attempt >= self._limits.attempts and not self._knows(envelope):
+                await self._give_up(envelope, request, delivery)
+                return
             instance = instance_asked_for(request, envelope.headers)
             elsewhere = instance is not None and not self._is_here(instance)
             if not (instance and elsewhere and await self._hand_over(envelope, delivery, instance)):
@@ -248,6 +250,19 @@ class Bridge:
             # Its slot must not be lost with it, and another worker may do better.
             await delivery.release()
             raise
+
+    def _knows(self, envelope: RequestEnvelope) -> bool:
+        return _key(envelope) in self._running or _key(envelope) in self._answered
+
+    async def _give_up(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
+        """Let a request be, that no worker has brought to its end: it may be what kills them."""
+        reason = (
+            f"Request {envelope.request_id} was given up after {delivery.attempt} deliveries: each worker that had it "
+            "died, stopped, or gave it back. See their logs; `agentscope-rocketmq dead-letters` has the request."
+        )
+        await self._set_aside(delivery.message, reason)
+        await self._publisher.answer_given_up(envelope, request, reason, attempt=delivery.attempt)
+        await delivery.ack()
 
     async def _serve_addressed(self, message: ReceivedMessage) -> None:
         """Serve a message of this instance's LiteTopic."""
@@ -310,18 +325,16 @@ class Bridge:
             body = message.body(limit=_MOST_MESSAGE_BYTES)
             envelope = RequestEnvelope.decode(body)
         except EnvelopeError as error:
-            self._set_aside(message, error)
+            await self._set_aside(message, str(error))
             await self._publisher.answer_unreadable(body, error, allowed=self._reply_topics)
             return None
         if envelope.reply_topic in self._reply_topics:
             return envelope
-        self._set_aside(
+        await self._set_aside(
             message,
-            EnvelopeError(
-                f"Request {envelope.request_id} wants its answer on topic {envelope.reply_topic!r}, which this "
-                "server does not write to. Allow it with RocketMQConfig.allowed_reply_topics "
-                "(ROCKETMQ_ALLOWED_REPLY_TOPICS) if it is right."
-            ),
+            f"Request {envelope.request_id} wants its answer on topic {envelope.reply_topic!r}, which this server does "
+            "not write to. Allow it with RocketMQConfig.allowed_reply_topics (ROCKETMQ_ALLOWED_REPLY_TOPICS) if it is "
+            "right.",
         )
         return None
 
@@ -385,7 +398,7 @@ class Bridge:
             sticky=self._sticky,
             attempt=delivery.attempt,
             run=uuid.uuid4().hex[:16],
-            max_message_bytes=self._producer.max_body_size - _MESSAGE_OVERHEAD,
+            max_message_bytes=self._producer.max_body_size - PART_OVERHEAD,
             wants_stream=request.wants_stream,
             rpc_id=request.id,
             max_body_bytes=self._limits.response_bytes,
@@ -444,11 +457,7 @@ class Bridge:
     async def _answer(
         self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery, response: Response
     ) -> None:
-        """Run a request through the app, when its body is there.
-
-        Raises:
-            BrokerError, SessionTakenOver: It is for another worker: this one can't have the body.
-        """
+        """Run a request through the app, when its body is there; raises where another worker may have it."""
         if envelope.large is None:
             receive = Receive(envelope.body.encode(), response.over, rpc_id=request.id)
             await self._call_app(envelope, delivery, response, receive)
@@ -489,9 +498,11 @@ class Bridge:
                 "The task may go on: ask for it (GetTask), or subscribe to it.",
             )
 
-    def _set_aside(self, message: ReceivedMessage, error: EnvelopeError) -> None:
+    async def _set_aside(self, message: ReceivedMessage, reason: str) -> None:
         self.counters.refused += 1
-        logger.warning("Message %s of topic %r is set aside: %s", message.message_id, self.topic, error)
+        logger.warning("Message %s of topic %r is set aside: %s", message.message_id, message.topic, reason)
+        state_topic, timeout = self._instance_consumer.topic, self._timeouts.send
+        await bury(self._producer, state_topic, message, reason, agent=self.topic, timeout=timeout)
 
     def _is_answered(self, key: tuple[str, str], delivery: Delivery) -> bool:
         # With a delivery in between, its caller may listen to a worker that is dead.

@@ -129,6 +129,8 @@ class Limits(BaseModel):
         caller_share: Largest part of `concurrency` that one caller may have, above 0 and up to 1, so that one who sends
             much leaves room for others; one place at least. A caller is who a gateway says it is, else whose
             credentials come with the request, else a session.
+        attempts: How often a request is delivered before it is given up: its caller gets an error, and it becomes a
+            dead letter. Each worker that dies or stops while it has it costs one. RocketMQ itself gives up at 16.
         request_bytes: Largest request body a server accepts, and largest a caller sends. What does not fit into a
             message (4 MiB) travels in parts, to servers whose card says that they read them.
         response_bytes: Largest single answer, or event of a stream, that a server sends and a caller accepts; in
@@ -149,6 +151,7 @@ class Limits(BaseModel):
     concurrency: int = Field(default=16, ge=1, le=1024)
     requests_per_second: float | None = Field(default=None, gt=0)
     caller_share: float = Field(default=1.0, gt=0, le=1)
+    attempts: int = Field(default=10, ge=1, le=15)
     request_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
     response_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
     spooled_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)

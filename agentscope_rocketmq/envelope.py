@@ -190,15 +190,18 @@ class BodyReference:
         parts: How many there are.
         size: Bytes of the body.
         sha256: Its SHA-256, in hexadecimal.
+        request_id: Id of the request that it was sent for; one that is tried again has another one.
     """
 
     lite_topic: str
     parts: int
     size: int
     sha256: str
+    request_id: str
 
     def _fields(self) -> dict[str, object]:
-        return {"liteTopic": self.lite_topic, "parts": self.parts, "size": self.size, "sha256": self.sha256}
+        about: dict[str, object] = {"parts": self.parts, "size": self.size, "sha256": self.sha256}
+        return {"requestId": self.request_id, "liteTopic": self.lite_topic, **about}
 
     @classmethod
     def _read(cls, fields: _Fields) -> BodyReference:
@@ -212,6 +215,7 @@ class BodyReference:
             parts=parts,
             size=size,
             sha256=fields.text("sha256", _SHA256),
+            request_id=fields.text("requestId", _REQUEST_ID),
         )
 
 

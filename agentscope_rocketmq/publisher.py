@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.envelope import IDLE_TIMEOUT_HEADER, ReplyAddress
 from agentscope_rocketmq.errors import BrokerError, TopicNotFound
-from agentscope_rocketmq.jsonrpc import INVALID_REQUEST
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST
 from agentscope_rocketmq.reply import error_envelope
 from agentscope_rocketmq.rocketmq.message import Message
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.asgi import Response
     from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
     from agentscope_rocketmq.errors import EnvelopeError
+    from agentscope_rocketmq.jsonrpc import RpcRequest
     from agentscope_rocketmq.rocketmq.producer import Producer
 
 __all__ = ["Publisher"]
@@ -91,9 +92,31 @@ class Publisher:
         address = ReplyAddress.find(body)
         if address is None or address.reply_topic not in allowed:
             return
-        reply = error_envelope(address.request_id, code=INVALID_REQUEST, message=str(error))
+        await self._answer(address, error_envelope(address.request_id, code=INVALID_REQUEST, message=str(error)))
+
+    async def answer_given_up(self, envelope: RequestEnvelope, request: RpcRequest, why: str, *, attempt: int) -> None:
+        """Tell the caller of a request that no worker will serve it.
+
+        Args:
+            envelope: The request.
+            request: What its body says.
+            why: For the caller's eyes.
+            attempt: Which delivery of the request this is, from 0.
+        """
+        reply = error_envelope(
+            envelope.request_id,
+            code=INTERNAL_ERROR,
+            message=why,
+            rpc_id=request.id,
+            peer_reads_batches=envelope.reads_batches,
+            wants_stream=request.wants_stream,
+            attempt=attempt,
+        )
+        await self._answer(envelope, reply)
+
+    async def _answer(self, to: ReplyAddress | RequestEnvelope, reply: ResponseEnvelope) -> None:
         try:
-            await self._send(address.reply_topic, address.lite_topic, reply)
+            await self._send(to.reply_topic, to.lite_topic, reply)
         except BrokerError as failure:
             logger.warning("%s", failure)
 

@@ -241,7 +241,9 @@ async def test_the_next_worker_has_the_whole_body_when_one_dies_while_it_reads(c
 async def test_a_worker_from_which_a_body_is_taken_gives_the_request_back(config, connection, producer):
     body = rpc("1 x")
     part = BodyPart(request_id=REQUEST, part=Piece(index=0, data=body)).encode()
-    reference = BodyReference(lite_topic=f"p-{uuid.uuid4().hex}", parts=1, size=len(body), sha256="0" * 64)
+    reference = BodyReference(
+        lite_topic=f"p-{uuid.uuid4().hex}", parts=1, size=len(body), sha256="0" * 64, request_id=REQUEST
+    )
     envelope = large_request(config, "Topic", body, reference)
     async with (
         LiteConsumer(connection, config.state_topic, config.state_group) as one,

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from agentscope_rocketmq.cli.deadletters import dead_letters
 from agentscope_rocketmq.cli.dev import dev
 from agentscope_rocketmq.cli.gateway import gateway, token
 from agentscope_rocketmq.cli.provision import provision
@@ -30,6 +31,7 @@ app.command()(dev)
 app.command()(gateway)
 app.command()(provision)
 app.command()(token)
+app.add_typer(dead_letters, name="dead-letters")
 
 
 def main() -> None:

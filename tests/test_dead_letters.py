@@ -1,0 +1,160 @@
+"""Requests that no worker can serve: an error for their callers, a dead letter for those who run the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import uuid
+
+import pytest
+from a2a.utils.errors import InternalError
+
+from agentscope_rocketmq import RocketMQ
+from agentscope_rocketmq.config import Limits
+from agentscope_rocketmq.deadletters import DeadLetters, dead_letter_topic
+from agentscope_rocketmq.envelope import RequestEnvelope
+from agentscope_rocketmq.errors import ConfigurationError
+from agentscope_rocketmq.owners import OWNER_HEADER
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
+from agentscope_rocketmq.rocketmq.lite import LiteConsumer
+from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME, Message
+from tests.agents import make_echo_agent
+from tests.services import card_for, reply, server_for
+from tests.waiting import LIMIT, until
+
+
+@pytest.fixture
+async def names(make_topic):
+    return await make_topic("NORMAL")
+
+
+@pytest.fixture
+async def config(config):
+    return config.model_copy(update={"limits": Limits(attempts=2)})
+
+
+@contextlib.asynccontextmanager
+async def dead_letters(config, connection, producer, topic):
+    async with LiteConsumer(connection, config.state_topic, config.state_group) as consumer:
+        yield DeadLetters(producer, consumer, topic)
+
+
+async def fails(connection, names, *, times):
+    """A worker that has a request so many times and never answers it."""
+    async with GroupConsumer(connection, names.topic, names.group) as consumer:
+        async for leased in consumer.messages():
+            await consumer.release(leased)
+            if leased.message.attempt == times:
+                return
+
+
+async def test_a_request_that_no_worker_serves_is_an_error_and_a_dead_letter_and_can_be_tried_again_once(
+    config, names, connection, producer
+):
+    async with (
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(card_for(config, names.topic), session="s") as client,
+    ):
+        call = asyncio.create_task(reply(client, "deadly"))
+        async with asyncio.timeout(LIMIT):
+            await fails(connection, names, times=2)
+        async with server_for(make_echo_agent, config, names.topic) as server:
+            async with asyncio.timeout(LIMIT):
+                with pytest.raises(InternalError, match=r"given up after \d+ deliveries"):
+                    await call
+            assert server.bridges[0].counters.taken == 0
+            assert await reply(client, "harmless") == "echo:harmless"
+            async with dead_letters(config, connection, producer, names.topic) as box:
+                [letter] = await box.list()
+                assert "deadly" in letter.request.body
+                assert (letter.topic, letter.retried) == (names.topic, False)
+                assert letter.attempts > 2  # its polls had it once more, maybe
+                answered = server.bridges[0].counters.answered
+                request_id = await box.retry(letter.id)
+                assert request_id != letter.request.request_id
+                await until(lambda: server.bridges[0].counters.answered == answered + 1)
+                [again] = await box.list()
+                assert (again.id, again.retried) == (letter.id, True)
+                with pytest.raises(ConfigurationError, match="put back before"):
+                    await box.retry(letter.id)
+                with pytest.raises(ConfigurationError, match="no dead letter 999"):
+                    await box.find(999)
+
+
+async def test_what_is_no_request_and_what_names_a_forbidden_topic_are_dead_letters(
+    config, names, connection, producer
+):
+    forbidden = RequestEnvelope(
+        request_id=uuid.uuid4().hex, body="{}", dest_topic=None, reply_topic="Elsewhere", lite_topic="x"
+    )
+    asserted = RequestEnvelope(
+        request_id=uuid.uuid4().hex,
+        body="{}",
+        headers={OWNER_HEADER: "x"},
+        dest_topic=None,
+        reply_topic="Elsewhere",
+        lite_topic="x",
+    )
+    async with server_for(make_echo_agent, config, names.topic) as server:
+        for number, body in enumerate((b"\xff no request", forbidden.encode(), asserted.encode()), start=1):
+            await producer.send(Message(topic=names.topic, body=body))
+            await until(lambda number=number: server.bridges[0].counters.refused == number)
+    async with dead_letters(config, connection, producer, names.topic) as box:
+        letters = await box.list()
+        assert [letter.body for letter in letters] == [b"\xff no request", forbidden.encode(), asserted.encode()]
+        assert "not an envelope" in letters[0].reason
+        assert "Elsewhere" in letters[1].reason
+        for letter, problem in ((letters[0], "is no request"), (letters[2], "through the gateway")):
+            with pytest.raises(ConfigurationError, match=problem):
+                await box.retry(letter.id)
+
+
+async def test_the_command_lists_shows_and_retries(config, names, producer):
+    request = RequestEnvelope(
+        request_id=uuid.uuid4().hex, body='{"é": 1}', dest_topic=None, reply_topic="Elsewhere", lite_topic="x"
+    )
+    async with server_for(make_echo_agent, config, names.topic) as server:
+        await producer.send(Message(topic=names.topic, body=request.encode()))
+        await until(lambda: server.bridges[0].counters.refused == 1)
+
+    async def run(*arguments):
+        environment = {
+            "ROCKETMQ_ENDPOINT": config.endpoint,
+            "ROCKETMQ_STATE_TOPIC": config.state_topic,
+            "ROCKETMQ_STATE_GROUP": config.state_group,
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from agentscope_rocketmq.cli import main; main()", "dead-letters", *arguments),
+            env={**os.environ, **environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(LIMIT):
+            out, error = await process.communicate()
+        return process.returncode, out.decode(), error.decode()
+
+    status, out, _ = await run("list", names.topic, "--json")
+    [letter] = json.loads(out)
+    assert (status, letter["requestId"], letter["retried"]) == (0, request.request_id, False)
+    status, out, _ = await run("show", names.topic, str(letter["id"]))
+    assert status == 0
+    assert '{\\"é\\": 1}' in out
+    status, out, _ = await run("retry", names.topic, str(letter["id"]), "--json")
+    assert (status, set(json.loads(out))) == (0, {"requestId"})
+    status, out, error = await run("retry", names.topic, str(letter["id"]))
+    assert (status, out) == (2, "")
+    assert "put back before" in error
+    status, out, _ = await run("list", names.topic)
+    assert status == 0
+    assert "yes" in out
+
+
+def test_every_topic_has_a_legal_lite_topic_of_its_own():
+    topics = ["Weather", "w" * 62, "w" * 63, "w" * 64, "a|b", "a%b"]
+    found = [dead_letter_topic(topic) for topic in topics]
+    assert found[:2] == ["d-Weather", "d-" + "w" * 62]
+    assert all(LITE_TOPIC_NAME.fullmatch(name) for name in found)
+    assert len(set(found)) == len(topics)
