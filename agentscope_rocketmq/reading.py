@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
-from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentscope_rocketmq.errors import BrokerError
 from agentscope_rocketmq.rocketmq.lite import Position
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # When nothing comes for this long from where reading begins, a dead reader may hold what should.
 SILENCE = 1.0
+# Going where nothing was ever acked means to begin anew: first it is made sure that this is so.
+RESUME_TRIES = 1
 # How long the broker needs to apply a seek (rocketmq-facts.md: a poll in flight does).
 SEEK_APPLIES = 0.3
 
@@ -43,6 +45,16 @@ class _Beginning:
     done: asyncio.Task[None] = field(init=False)
 
 
+class _Silence(NamedTuple):
+    """Sessions of which something should come until some time; where from, and how often to count back once more."""
+
+    until: float
+    sessions: list[str]
+    reading: int
+    at: Position | None
+    tries: int
+
+
 class Reading:
     """Subscribes sessions for `ReplyChannels`.
 
@@ -55,7 +67,7 @@ class Reading:
         self._consumer = consumer
         self._channels = channels
         self._numbers = itertools.count(1)
-        self._silent: deque[tuple[float, list[str], int, Position]] = deque()
+        self._silent: list[_Silence] = []
         self._beginnings: dict[Position | None, _Beginning] = {}
         self._to_unblock = asyncio.Event()
 
@@ -93,9 +105,12 @@ class Reading:
         # Whoever waited for it may be gone.
         await self._consumer.unsubscribe([name for name in names if name not in self._channels])
         if at != Position.last():
-            target = Position.offset(0) if at is None else at
-            self._silent.append((asyncio.get_running_loop().time() + SILENCE, names, beginning.number, target))
-            self._to_unblock.set()
+            self._watch(names, beginning.number, at, tries=RESUME_TRIES if at is None else 0)
+
+    def _watch(self, sessions: list[str], reading: int, at: Position | None, *, tries: int) -> None:
+        until = asyncio.get_running_loop().time() + (SILENCE if at is not None or tries else 2 * SILENCE)
+        self._silent.append(_Silence(until, sessions, reading, at, tries))
+        self._to_unblock.set()
 
     async def unblock(self) -> None:
         """Free sessions that a dead reader left blocked; runs until it is cancelled.
@@ -109,16 +124,32 @@ class Reading:
             if not self._silent:
                 await self._to_unblock.wait()
                 continue
-            await asyncio.sleep(max(0.0, self._silent[0][0] - loop.time()))
-            silent: dict[Position, list[str]] = defaultdict(list)
-            while self._silent and self._silent[0][0] <= loop.time():
-                _, sessions, reading, at = self._silent.popleft()
-                for session in sessions:
-                    channel = self._channels.get(session)
-                    if channel is not None and channel.silent and channel.subscribed and channel.reading == reading:
-                        silent[at].append(session)
-            for at, sessions in silent.items():
-                await self._go_and_return(sessions, at)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(silence.until for silence in self._silent)):
+                    await self._to_unblock.wait()
+            over = [silence for silence in self._silent if silence.until <= loop.time()]
+            self._silent = [silence for silence in self._silent if silence not in over]
+            for silence in over:
+                sessions = [session for session in silence.sessions if self._is_silent(session, silence.reading)]
+                if sessions and silence.tries:
+                    await self._resume_again(sessions, silence.tries - 1)
+                elif sessions:
+                    await self._go_and_return(sessions, silence.at or Position.offset(0))
+
+    def _is_silent(self, session: str, reading: int) -> bool:
+        channel = self._channels.get(session)
+        return channel is not None and channel.silent and channel.subscribed and channel.reading == reading
+
+    async def _resume_again(self, sessions: list[str], tries: int) -> None:
+        """Count back once more from the committed offset: that is elsewhere now, unless nothing was ever acked."""
+        number = next(self._numbers)
+        for session in sessions:
+            self._channels[session].reading = number
+        try:
+            await self._consumer.subscribe(sessions, at=Position.tail(1), reading=number)
+        except BrokerError as error:
+            logger.warning("%s What a dead reader held comes when its time is over.", error)
+        self._watch(sessions, number, None, tries=tries)
 
     async def _go_and_return(self, sessions: list[str], at: Position) -> None:
         away, back = next(self._numbers), next(self._numbers)

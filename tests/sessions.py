@@ -182,6 +182,10 @@ class Notes:
         # The last line may be a torn one.
         return self.path.read_text(encoding="utf-8").split("\n")[:-1]
 
+    def last(self) -> str:
+        """What the last line says; empty before the first."""
+        return self.lines()[-1].partition(" ")[2] if self.lines() else ""
+
     def taken(self) -> list[str]:
         """Each event once: what was repeated is known by its cursor, as an application would know it."""
         texts: list[str] = []
@@ -192,9 +196,6 @@ class Notes:
                 newest = place
                 texts.append(text)
         return texts
-
-    def repeated(self) -> int:
-        return len(self.lines()) - len(self.taken())
 
 
 @contextlib.contextmanager
