@@ -158,9 +158,9 @@ class Session:
         Without a start it goes on behind the last event that the application took: an event counts as taken when the
         next one is asked for. A process that was killed repeats the events of the one message it had in hand, and of
         those whose acks were on their way; they have the cursors they had. While such a listener is there it decides
-        the pace of the whole session: when it takes nothing for `Timeouts.stall` although a call of the session waits, it is cut off. A listener with a
-        start of its own keeps its own place, and is cut off when others wait and it is more than
-        `Limits.listener_buffer` events behind.
+        the pace of the whole session: when it takes nothing for `Timeouts.stall` although a call of the session
+        waits, it is cut off. A listener with a start of its own keeps its own place, and is cut off when others wait
+        and it is more than `Limits.listener_buffer` events behind.
 
         Args:
             after: Go on behind this cursor.
