@@ -3,8 +3,10 @@
     scripts/bench large [--engine apache|HOST:PORT] [--mb 100] [--rounds 3]
 
 Caller and server are a process each. Memory is the peak of a process's resident memory above what it had before the
-call; "own" is RocketMQ's less HTTP's. Bodies are base64 of random bytes, all others of their size are no worse. Exits
-non-zero when a body arrived changed, the rate is under half of the raw one, or "own" is over 1.5 times the body.
+call; "own" is RocketMQ's less HTTP's, and so is "carried", in seconds: most of a call's time is what the a2a-sdk does
+with such a body on either way. Bodies are base64 of random bytes. Exits non-zero when a body arrived changed, when
+"own" is over 1.5 times the body, or when a request or an answer was carried at less than half of the raw rate; a single
+event of that size is shown beside them.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ MB = 1_000_000
 RAW = 3_900_000
 SLOWEST = 0.5
 MOST_OWN = 1.5
+CARRIED = ("request", "answer")
 
 
 class Memory:
@@ -186,7 +189,7 @@ async def _compare(config: RocketMQConfig, published: Any, size: int, rounds: in
         "streamed answer": (f"answer {size}", True),
     }
     table = Table(title=f"Bodies of {size / MB:g} MB; medians of {rounds}")
-    figures = ("seconds", "MB/s", "of raw", "HTTP s", "caller own", "server own", "caller HTTP", "server HTTP")
+    figures = ("seconds", "HTTP s", "carried", "of raw", "caller own", "server own", "caller HTTP", "server HTTP")
     for column in ("what", *figures):
         table.add_column(column, justify="left" if column == "what" else "right")
     bad = []
@@ -204,22 +207,23 @@ async def _compare(config: RocketMQConfig, published: Any, size: int, rounds: in
                     once = await _measure(client, size=size, text=text, streaming=streaming)
                     found.setdefault((kind, way), []).append(once)
     raw_seconds = statistics.median(raw)
-    table.add_row("raw 3.9 MB messages", f"{raw_seconds:.2f}", f"{size / MB / raw_seconds:.1f}", "1", *[""] * 5)
+    table.add_row("raw 3.9 MB messages", f"{raw_seconds:.2f}", "", f"{raw_seconds:.2f}", "1", *[""] * 4)
     for kind in kinds:
         ours = [statistics.median(values) for values in zip(*found[kind, "RocketMQ"], strict=True)]
         http = [statistics.median(values) for values in zip(*found[kind, "HTTP"], strict=True)]
         own = [(one - other) / size for one, other in zip(ours[1:], http[1:], strict=True)]
-        share = raw_seconds / ours[0]
+        carried = max(ours[0] - http[0], 0.001)
+        share = raw_seconds / carried
         table.add_row(
             kind,
             f"{ours[0]:.2f}",
-            f"{size / MB / ours[0]:.1f}",
-            f"{share:.2f}",
             f"{http[0]:.2f}",
+            f"{carried:.2f}",
+            f"{share:.2f}",
             *(f"{times:.2f}x" for times in own),
             *(f"{peak / size:.2f}x" for peak in http[1:]),
         )
-        if share < SLOWEST or max(own) > MOST_OWN:
+        if (share < SLOWEST and kind in CARRIED) or max(own) > MOST_OWN:
             bad.append(kind)
     Console().print(table)
     if bad:

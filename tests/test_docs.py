@@ -107,6 +107,7 @@ def test_links_within_the_repository_lead_somewhere(page):
 def test_commands_and_scripts_that_are_shown_exist(page):
     text = page.read_text(encoding="utf-8")
     known = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+    known |= {str(group.name) for group in app.registered_groups}
     for command in re.findall(r"agentscope-rocketmq ([a-z][a-z-]+)", text):
         assert command in known, command
     for script in re.findall(r"\bscripts/([a-z]+)", text):
