@@ -283,7 +283,8 @@ class Call:
         if envelope.seq is None:
             self._note(envelope)
         texts = self._texts(messages)
-        self.finished = order.finished
+        # A worker may die between the end of its task and the end of its response.
+        self.finished = order.finished or self._seam.ended
         if self.finished:
             self.drop()  # an error may have ended it in the middle of a body
         return texts

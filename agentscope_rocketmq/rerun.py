@@ -66,9 +66,13 @@ class Seam:
 
     Args:
         attempt: The run that its reader knows.
+
+    Attributes:
+        ended: Whether the end of the task was given out: a run that begins after that has nothing to add.
     """
 
     def __init__(self, attempt: int = 0) -> None:
+        self.ended = False
         self._attempt = attempt
         self._task: tuple[str, str] | None = None  # task and context id
         self._artifacts: dict[str, None] = {}
@@ -113,6 +117,7 @@ class Seam:
         if text.count("data: ") == 1 and _APPENDED.search(text):
             return
         for event in parse_events(text):
+            self.ended = self.ended or progress(event.data) is Progress.ENDED
             subject, ids = _subject(_object(_object(event.data).get("result")))
             self._task = ids or self._task
             artifacts = subject.get("artifacts")

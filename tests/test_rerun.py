@@ -141,6 +141,18 @@ def test_nothing_is_said_after_the_end(legacy):
 
 
 @both
+def test_a_worker_that_dies_after_the_end_of_its_task_leaves_nothing_to_add(legacy):
+    """Its last message, which only says that the response is over, never came."""
+    exchange, call = opened()
+    cut = [task(legacy), chunk(legacy, "x"), ended(legacy)]
+    texts = feed_all(exchange, [ours(seq, result_event(event)) for seq, event in enumerate(cut)])
+    assert kinds(legacy, [json.loads(data)["result"] for data in data_of(texts)]) == ["submitted", "=a:x", "completed"]
+    assert call.finished
+    again = [ours(0, result_event(task(legacy)), attempt=1), ours(1, result_event(ended(legacy)), attempt=1, end=True)]
+    assert feed_all(exchange, again) == []
+
+
+@both
 def test_a_run_that_goes_on_with_a_task_has_its_seam_too(legacy):
     """A follow-up begins with an update of its task, and not with the task."""
     again = {**IDS, "status": {"state": "working" if legacy else "TASK_STATE_WORKING"}}

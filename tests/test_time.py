@@ -217,11 +217,12 @@ async def test_a_worker_that_was_fenced_goes_on_when_the_one_that_took_over_dies
                 await follower.more(1)
                 counter.ledger.note("hold", "held")
                 with process("work", config, topic, str(counter.ledger.path)) as second:
-                    await until(lambda: follower.restarts == [1])
+                    await until(lambda: follower.restarts == [1], limit=2 * LIMIT)
                     second.kill()
                 await follower.whole(limit=2 * LIMIT)
                 assert follower.artifact == list(range(500))
-                assert follower.restarts == [1, 2]
+                # The third begins with all there is, or, when that is whole by then, is no run any more.
+                assert follower.restarts in ([1, 2], [1])
                 assert counter.ledger.count("begin", "held") == 2
 
 
