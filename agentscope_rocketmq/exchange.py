@@ -283,8 +283,7 @@ class Call:
         if envelope.seq is None:
             self._note(envelope)
         texts = self._texts(messages)
-        # A worker may die between the end of its task and the end of its response.
-        self.finished = order.finished or self._seam.ended
+        self.finished = order.finished or self._seam.ended  # nothing comes after the end of its task
         if self.finished:
             self.drop()  # an error may have ended it in the middle of a body
         return texts
