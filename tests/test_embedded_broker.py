@@ -479,6 +479,21 @@ async def test_messages_past_the_retention_are_deleted_and_offsets_go_on():
         assert (queue.first, queue.end) == (3, 4)
 
 
+async def test_deliveries_are_numbered_on_over_a_restart_though_the_clock_goes_back(tmp_path):
+    clock = Clock()
+    last = -1
+    for _ in range(3):
+        store = Store(tmp_path, fsync=False)
+        await store.open()
+        engine = Engine(store, Settings(), alive=lambda _: True, evicted=lambda *_: None, now=clock)
+        await engine.load()
+        assert engine.first_serial > last
+        last = next(engine.serials)
+        engine.close()
+        await store.aclose()
+        clock.seconds -= 3600
+
+
 async def test_a_topic_may_be_deleted_while_its_old_messages_are():
     clock = Clock()
     async with engine_with(clock, retention=100.0) as engine:

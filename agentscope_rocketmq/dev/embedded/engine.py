@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 # Above this, hashing and copying a body would hold up the event loop noticeably.
 _OFF_LOOP_BYTES = 256 * 1024
 
+# Deliveries between two starts are numbered with so many bits, above them starts are: no number comes twice.
+_SERIAL_BITS = 40
+
 _IDENTITY = definition.Encoding.IDENTITY
 _MD5 = definition.DigestType.MD5
 _TYPES = {kind: definition.MessageType.Value(kind) for kind in TYPES}
@@ -74,9 +77,8 @@ class Engine:
         self.store_host = ""
         self._alive = alive
         self._now = now
-        # Numbers of deliveries; unique over restarts as long as the clock does not go back.
-        self.first_serial = int(now() * 1000) << 20
-        self.serials = itertools.count(self.first_serial)
+        self.first_serial = 0
+        self.serials = itertools.count()
         self._waiters: dict[str, dict[int, Waiters]] = {}
         self._alarms: dict[tuple[int, int], asyncio.TimerHandle] = {}
 
@@ -86,6 +88,7 @@ class Engine:
 
     async def load(self) -> None:
         """Go on from what the store has."""
+        await self._count_start()
         await self.catalog.load()
         groups = {group.id: group for group in self.catalog.groups.values()}
         leases: dict[tuple[int, int], dict[int, Lease]] = {}
@@ -103,6 +106,16 @@ class Engine:
         for key, orphans in leases.items():
             for offset in orphans:
                 self.store.put("lease", (*key, offset), None)
+
+    async def _count_start(self) -> None:
+        # The clock would not do: it may have gone back, and an ack from before would look like one of now.
+        starts = 1
+        for (before,) in await self.store.rows("SELECT value FROM meta WHERE name = 'starts'"):
+            starts += int(before)
+        self.store.put("meta", ("starts",), (starts,))
+        await self.store.committed()
+        self.first_serial = starts << _SERIAL_BITS
+        self.serials = itertools.count(self.first_serial)
 
     def close(self) -> None:
         """Stop all timers."""
