@@ -508,6 +508,31 @@ async def test_a_topic_may_be_deleted_while_its_old_messages_are():
         assert await engine.store.rows("SELECT * FROM queue") == []
 
 
+@pytest.mark.parametrize("kind", ["NORMAL", "LITE"])
+async def test_a_poll_goes_on_with_a_topic_that_was_deleted_and_made_anew(kind):
+    lite = {"lite_topic": "s"} if kind == "LITE" else {}
+    client_type = "LITE_PUSH_CONSUMER" if lite else "SIMPLE_CONSUMER"
+    async with (
+        DevBroker(settings=Settings(max_long_poll=LIMIT)) as broker,
+        peer_of(broker) as producer,
+        peer_of(broker, client_type, "G", "T") as reader,
+    ):
+        if lite:
+            await reader.sync("G", "T", "PARTIAL_ADD", ["s"])
+        else:
+            await broker.create_topic("T")
+        engine = broker._engine
+        assert engine is not None
+        poll = asyncio.create_task(reader.poll("G", "T", wait=LIMIT))
+        clients = engine.subscriptions._clients
+        await until(lambda: len(clients[reader.id].waiters) if lite else len(engine._waiters))
+        engine.catalog.delete_topic("T")
+        await broker.create_topic("T", kind)
+        await producer.send(message("T", "anew", **lite))
+        async with asyncio.timeout(LIMIT):
+            assert bodies((await poll)[1]) == ["anew"]
+
+
 async def test_what_is_old_is_deleted_later_when_it_can_not_be_now(monkeypatch, caplog):
     monkeypatch.setattr(broker_module, "_TIDY_INTERVAL", 0.0)
     async with DevBroker() as broker:

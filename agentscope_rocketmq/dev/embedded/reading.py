@@ -82,13 +82,15 @@ class Reader:
         """Messages of any of a topic's numbered queues: a proxy ignores the number that a consumer asks for."""
         waiters = self._engine.waiters(topic.name, group)
         try:
-            return await self._wait(group, waiters, lambda: self._take(group, topic, terms), terms)
+            return await self._wait(group, waiters, lambda: self._take(group, self._now(topic), terms), terms)
         finally:
             self._engine.release_waiters(topic.name, group)
 
     async def receive_lite(self, client: LiteClient, topic: Topic, terms: Terms) -> list[Received]:
         """Messages of a client's LiteTopics."""
-        return await self._wait(client.group, client.waiters, lambda: self._take_lite(client, topic, terms), terms)
+        return await self._wait(
+            client.group, client.waiters, lambda: self._take_lite(client, self._now(topic), terms), terms
+        )
 
     def give_back(self, group: Group, received: Iterable[Received]) -> None:
         """These did not reach their consumer: let them come again at once."""
@@ -252,6 +254,10 @@ class Reader:
                     return []
                 finally:
                     self._waits.discard(limit)
+
+    def _now(self, topic: Topic) -> Topic:
+        # It may have been deleted and made anew while the poll waited.
+        return self._engine.catalog.topics.get(topic.name, topic)
 
     def _take(self, group: Group, topic: Topic, terms: Terms) -> list[Delivery]:
         queues = topic.queues
