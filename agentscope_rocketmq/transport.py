@@ -149,9 +149,25 @@ class Carrier:
                 raise
             self._started = producer, replies
 
-    def is_large(self, body: bytes) -> bool:
-        """Whether a request body does not surely fit into a message."""
-        return len(body) > self.producer.max_body_size - PART_OVERHEAD
+    async def put(
+        self, request_id: str, body: bytes, large_bodies: LargeBodies | None, *, each: float, total: float | None
+    ) -> tuple[str, BodyReference | None]:
+        """What an envelope says of its body: all of it, or an excerpt and where it is, when it has been sent there."""
+        if large_bodies is None or len(body) <= self.producer.max_body_size - PART_OVERHEAD:
+            return _text(body), None
+        text = await asyncio.to_thread(_excerpt, body)
+        try:
+            async with asyncio.timeout(total):
+                large = await send_body(self.producer, large_bodies.topic, request_id, body, timeout=each)
+        except TimeoutError:
+            raise CallTimeout(
+                f"The {len(body)} bytes of request {request_id} could not be sent within {total:g} s (total time "
+                "limit). Raise it, or send less.",
+                request_id=request_id,
+                which="total",
+                seconds=total or 0.0,
+            ) from None
+        return text, large
 
     async def request(
         self,
@@ -335,7 +351,9 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         request_id = uuid.uuid4().hex
         times = self._times(request)
         began = asyncio.get_running_loop().time()
-        text, large = await self._body(request_id, body, times.total)
+        text, large = await self._carrier.put(
+            request_id, body, self._large, each=self._timeouts.send, total=times.total
+        )
         if times.total is not None:
             times = times._replace(total=times.total - (asyncio.get_running_loop().time() - began))
         envelope = RequestEnvelope(
@@ -361,26 +379,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             self.forget(pending)
             raise
         return envelope, pending
-
-    async def _body(self, request_id: str, body: bytes, total: float | None) -> tuple[str, BodyReference | None]:
-        """What an envelope says of the body: all of it, or an excerpt and where it is, when it has been sent there."""
-        if self._large is None or not self._carrier.is_large(body):
-            return _text(body), None
-        text = await asyncio.to_thread(_excerpt, body)
-        try:
-            async with asyncio.timeout(total):
-                large = await send_body(
-                    self._carrier.producer, self._large.topic, request_id, body, timeout=self._timeouts.send
-                )
-        except TimeoutError:
-            raise CallTimeout(
-                f"The {len(body)} bytes of request {request_id} could not be sent within {total:g} s (total time "
-                "limit). Raise it, or send less.",
-                request_id=request_id,
-                which="total",
-                seconds=total or 0.0,
-            ) from None
-        return text, large
 
     def _times(self, request: httpx.Request) -> _Times:
         given = request.extensions.get("timeout") or {}

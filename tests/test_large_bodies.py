@@ -9,6 +9,7 @@ import hashlib
 import json
 import uuid
 
+import httpx
 import pytest
 from a2a.client.errors import A2AClientError
 from a2a.server.agent_execution import AgentExecutor
@@ -27,6 +28,7 @@ from agentscope_rocketmq.jsonrpc import excerpt
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.spool import Spools
+from tests.gateways import gateway_for, message
 from tests.services import card_for, request, server_for
 from tests.waiting import LIMIT, root_cause, take, until
 
@@ -289,3 +291,12 @@ async def test_a_large_event_is_replayed_whole_and_its_cursor_is_behind_its_last
 def test_the_limits_fit_each_other():
     with pytest.raises(ValueError, match="spooled_bytes"):
         Limits(request_bytes=10_000, spooled_bytes=5000)
+
+
+async def test_a_gateway_passes_large_requests_on_and_large_answers_back(config, topic):
+    async with server_for(Mirror(), config, topic) as server, gateway_for(config, server.card) as served:
+        async with httpx.AsyncClient(timeout=LIMIT, headers={"A2A-Version": "1.0"}) as http:
+            text = f"{5 * MB} " + filler(5 * MB)
+            answer = await http.post(served.url, json=message(text, stream=False))
+        [artifact] = answer.json()["result"]["task"]["artifacts"]
+        assert [part["text"] for part in artifact["parts"]] == [digest(text), filler(5 * MB)]

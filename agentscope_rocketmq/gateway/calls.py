@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from agentscope_rocketmq.card import large_bodies
 from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, ClosedError
 from agentscope_rocketmq.gateway.cursors import Place
@@ -162,6 +163,9 @@ class Calls:
         """
         request_id = uuid.uuid4().hex
         timeouts = self._timeouts
+        text, large = await self._carrier.put(
+            request_id, body.encode(), large_bodies(agent.card), each=timeouts.send, total=timeouts.total
+        )
         headers = {**headers, BATCH_HEADER: "1"}
         if owner != ANONYMOUS and self._secret is not None:
             headers[OWNER_HEADER] = make_assertion(
@@ -181,7 +185,8 @@ class Calls:
             replies = self._carrier.replies
             envelope = RequestEnvelope(
                 request_id=request_id,
-                body=body,
+                body=text,
+                large=large,
                 headers=headers,
                 dest_topic=agent.address.topic,
                 reply_topic=replies.topic,
