@@ -82,11 +82,13 @@ class ReplyAddress:
         request_id: Id of the request.
         reply_topic: LITE topic of the caller.
         lite_topic: LiteTopic of the caller's session on it.
+        body: The JSON-RPC request; empty where it can't be found.
     """
 
     request_id: str
     reply_topic: str
     lite_topic: str
+    body: str = ""
 
     @classmethod
     def find(cls, data: bytes) -> ReplyAddress | None:
@@ -97,10 +99,12 @@ class ReplyAddress:
         """
         try:
             fields = _Fields.parse(data)
+            body = fields.any("requestBody")
             return cls(
                 request_id=fields.text("requestId", _REQUEST_ID),
                 reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
                 lite_topic=fields.text("liteTopic", _LITE_TOPIC),
+                body=body if isinstance(body, str) else "",
             )
         except EnvelopeError:
             return None
@@ -408,6 +412,9 @@ class _Fields:
         if not isinstance(fields, dict):
             raise EnvelopeError("The message is not an envelope: its JSON is not an object.")
         return cls(fields)
+
+    def any(self, name: str) -> Any:
+        return self._fields.get(name)
 
     def has(self, name: str) -> bool:
         return self._fields.get(name) is not None

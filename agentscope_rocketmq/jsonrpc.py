@@ -31,6 +31,7 @@ __all__ = [
     "plain_error",
     "progress",
     "read_json",
+    "task_progress",
 ]
 
 RpcId: TypeAlias = str | int | float | None
@@ -237,10 +238,11 @@ def progress(event: str) -> Progress:
     if result.get("final") is True or kind == "message" or isinstance(result.get("message"), dict):
         return Progress.ENDED
     carrier = result if kind in ("task", "status-update") else None
-    return _state_progress(carrier or result.get("statusUpdate") or result.get("task"))
+    return task_progress(carrier or result.get("statusUpdate") or result.get("task"))
 
 
-def _state_progress(carrier: Any) -> Progress:
+def task_progress(carrier: Any) -> Progress:
+    """Tell from a task or a status update, 1.0 or 0.3, whether its task goes on, which it may after its stream."""
     status = carrier.get("status") if isinstance(carrier, dict) else None
     state = status.get("state") if isinstance(status, dict) else None
     if not isinstance(state, str):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.envelope import IDLE_TIMEOUT_HEADER, ReplyAddress
 from agentscope_rocketmq.errors import BrokerError, TopicNotFound
-from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
 from agentscope_rocketmq.reply import error_envelope
 from agentscope_rocketmq.rocketmq.message import Message
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.asgi import Response
     from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
     from agentscope_rocketmq.errors import EnvelopeError
-    from agentscope_rocketmq.jsonrpc import RpcRequest
     from agentscope_rocketmq.rocketmq.producer import Producer
 
 __all__ = ["Publisher"]
@@ -92,7 +91,15 @@ class Publisher:
         address = ReplyAddress.find(body)
         if address is None or address.reply_topic not in allowed:
             return
-        await self._answer(address, error_envelope(address.request_id, code=INVALID_REQUEST, message=str(error)))
+        request = RpcRequest.read(address.body)
+        reply = error_envelope(
+            address.request_id,
+            code=INVALID_REQUEST,
+            message=str(error),
+            rpc_id=request.id,
+            wants_stream=request.wants_stream,
+        )
+        await self._answer(address, reply)
 
     async def answer_given_up(self, envelope: RequestEnvelope, request: RpcRequest, why: str, *, attempt: int) -> None:
         """Tell the caller of a request that no worker will serve it.

@@ -219,7 +219,7 @@ class EventReader:
                 agent=self._agents.get(envelope.request_id),
             )
             for number, (index, raw) in enumerate(found, start=1)
-            if envelope.seq is not None or not self._taps.is_repeat(envelope.request_id, raw)
+            if not (stream and envelope.seq is None and self._taps.is_repeat(envelope.request_id, raw))
         ]
         if call.finished:
             self._taps.close(envelope.request_id)

@@ -11,8 +11,9 @@ import itertools
 import json
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
-from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
+from agentscope_rocketmq.jsonrpc import Progress, read_json, task_progress
 
 __all__ = ["Taps"]
 
@@ -87,17 +88,19 @@ class Taps:
             request_id: Id of the request that brings it.
             raw: The event, a JSON-RPC response of A2A 0.3; nothing else is ever a repeat.
         """
-        found = _task_and_event(raw)
+        found = _event(raw)
         if found is None:
             return False
         task_id, event = found
+        digest = hashlib.sha256(json.dumps(event, sort_keys=True).encode("utf-8", "replace")).digest()
         task = self._tasks.setdefault(task_id, _Task())
         self._tasks.move_to_end(task_id)
         self._tasks_of.setdefault(request_id, set()).add(task_id)
         if len(self._tasks) > _TASKS:
             self._tasks.popitem(last=False)
-        repeat = task.is_repeat(request_id, event, midway=self._midway)
-        task.ended = task.ended or (not repeat and progress(raw) is Progress.ENDED)
+        repeat = task.is_repeat(request_id, digest, midway=self._midway)
+        # By its state: `final` is said of a question as well, and the task goes on.
+        task.ended = task.ended or (not repeat and task_progress(event) is Progress.ENDED)
         return repeat
 
     def close(self, request_id: str) -> None:
@@ -107,8 +110,8 @@ class Taps:
                 self._tasks[task_id].places.pop(request_id, None)
 
 
-def _task_and_event(raw: str) -> tuple[str, bytes] | None:
-    """The id of an event's task, and what tells the event from others of it."""
+def _event(raw: str) -> tuple[str, dict[str, Any]] | None:
+    """The id of an event's task, and the event."""
     try:
         response = read_json(raw)
     except ValueError:
@@ -119,4 +122,4 @@ def _task_and_event(raw: str) -> tuple[str, bytes] | None:
     task_id = result.get("id" if result["kind"] == "task" else "taskId")
     if not isinstance(task_id, str):
         return None
-    return task_id, hashlib.sha256(json.dumps(result, sort_keys=True).encode("utf-8", "replace")).digest()
+    return task_id, result

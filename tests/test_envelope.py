@@ -259,6 +259,9 @@ def test_a_bad_request_can_still_be_answered():
     assert ReplyAddress.find(data) == ReplyAddress(
         request_id=REQUEST["requestId"], reply_topic="Replies", lite_topic="trip-42"
     )
+    found = ReplyAddress.find(dump(REQUEST | {"requestHeader": 3}))
+    assert found is not None
+    assert found.body == REQUEST["requestBody"]
     assert ReplyAddress.find(dump(REQUEST | {"liteTopic": "a b"})) is None
 
 

@@ -19,7 +19,8 @@ def chunk(text: str, *, task: str = "t", rpc_id: str = "1") -> str:
 
 def status(state: str, time: int = 0, *, task: str = "t", rpc_id: str = "1") -> str:
     told = {"state": state, "timestamp": f"2026-01-01T00:00:{time:02}Z"}
-    result = {"kind": "status-update", "taskId": task, "contextId": "c", "status": told}
+    # A Java server says of a question too that it is the last event of its stream.
+    result = {"kind": "status-update", "taskId": task, "contextId": "c", "status": told, "final": state != "working"}
     return json.dumps({"jsonrpc": "2.0", "id": rpc_id, "result": result})
 
 

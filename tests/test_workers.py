@@ -18,6 +18,7 @@ from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope, Response
 from agentscope_rocketmq.errors import MessageTooLarge, SessionTakenOver, TopicNotFound
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer
 from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.sse import parse_events
 from tests.agents import Gate, make_blocked_agent, make_echo_agent, make_streaming_agent, scripted, user_texts
 from tests.services import Keeper, calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, root_cause, take, until
@@ -244,6 +245,19 @@ async def test_a_bad_field_is_answered_where_the_reply_address_is_readable(confi
         answer = await _answer(batches)
         assert answer.request_id == fields["requestId"]
         assert json.loads(answer.body)["error"]["code"] == -32600
+
+
+async def test_a_bad_field_of_a_stream_request_is_answered_by_an_event(config, topic, producer, connection):
+    # A document in answer to a stream hangs the Java client for ever.
+    async with server_for(make_echo_agent, config, topic), _listening(config, connection, "caller") as batches:
+        fields = json.loads(_envelope(config, topic, _rpc("message/stream", "x")).encode())
+        fields["requestHeader"] = {"x-two-lines": "one\ntwo"}
+        await producer.send(Message(topic=topic, body=json.dumps(fields).encode()))
+        answer = await _answer(batches)
+        assert (answer.request_id, answer.stream, answer.end) == (fields["requestId"], True, True)
+        [event] = parse_events(answer.body)
+        response = json.loads(event.data)
+        assert (event.id, response["id"], response["error"]["code"]) == ("0", "rpc-1", -32600)
 
 
 @pytest.mark.parametrize(

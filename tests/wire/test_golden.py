@@ -21,7 +21,7 @@ from agentscope_rocketmq.card import Address, choose, complete_card, parse_card,
 from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.exchange import END_GRACE, Exchange
 from agentscope_rocketmq.jsonrpc import RpcRequest
-from agentscope_rocketmq.replay import EventReader
+from agentscope_rocketmq.replay import EventReader, SessionEvent
 from agentscope_rocketmq.reply import ReplyEncoder
 from agentscope_rocketmq.sse import parse_events, render_event
 from tests.commanded import Commanded
@@ -208,6 +208,16 @@ async def test_a_request_without_an_id_is_answered_all_the_same(app, rpc_id, met
     assert (response["id"], response["result"]["kind"]) == (messages[0]["requestId"], "task")
 
 
+async def test_a_request_without_an_id_may_say_what_can_not_be_written_as_utf_8(app):
+    # Half a surrogate pair: JSON can escape it.
+    body = json.loads(json.loads(JAVA_CLIENT["send"].request)["requestBody"])
+    del body["id"]
+    body["params"]["later"] = "\ud83d"
+    [message] = await answer(app, JAVA_CLIENT["send"].request, requestBody=json.dumps(body))
+    response = json.loads(message["responseBody"])
+    assert (response["id"], response["result"]["kind"]) == (message["requestId"], "task")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -305,7 +315,7 @@ def told(response: dict[str, Any]) -> Any:  # noqa: PLR0911
 
 
 WORKING = ["submitted", "working"]
-OUTCOMES = {
+OUTCOMES: dict[str, list[Any]] = {
     "stream": [*WORKING, "0,", "1,", "completed"],
     "stream, a message for an answer": ["杭州"],
     "stream, a task that fails": [*WORKING, "failed"],
@@ -340,15 +350,37 @@ def test_nothing_that_was_captured_is_left_out():
     assert set(JAVA_SERVER) == set(OUTCOMES)
 
 
-def test_a_session_holds_a_stream_once_that_was_subscribed_to_while_it_ran():
-    # Both answer into the session: the subscription brings again what the stream brings.
+def events_of(messages: list[bytes]) -> list[SessionEvent]:
+    """What a session holds when these came into it."""
     reader, heard = EventReader(midway=False), []
     time = datetime(2026, 1, 1, tzinfo=UTC)
-    for offset, line in enumerate(line for line in lines_of("java-server") if line["kind"] == "response"):
-        heard += reader.feed(line["body"].encode(), offset=offset, message_id=f"m{offset}", store_time=time)
+    for offset, message in enumerate(messages):
+        heard += reader.feed(message, offset=offset, message_id=f"m{offset}", store_time=time)
+    return heard
+
+
+def test_a_session_holds_a_stream_once_that_was_subscribed_to_while_it_ran():
+    # Both answer into the session: the subscription brings again what the stream brings.
+    heard = events_of([line["body"].encode() for line in lines_of("java-server") if line["kind"] == "response"])
     task = json.loads(RequestEnvelope.decode(JAVA_SERVER["resubscribe"].request).body)["params"]["id"]
     of_task = [told(json.loads(event.raw)) for event in heard if f'"taskId":"{task}"' in event.raw]
     assert of_task == OUTCOMES["stream, to be resubscribed"]
+
+
+def test_a_session_holds_what_a_task_says_when_its_question_was_answered():
+    asked = JAVA_SERVER["stream, a question"].responses
+    asking, answering = (re.findall(r'"taskId\\":\\"([^\\]+)', one[0].decode())[0] for one in (asked, STREAM))
+    answered = [message.replace(answering.encode(), asking.encode()) for message in STREAM]
+    told_of = [told(json.loads(event.raw)) for event in events_of([*asked, *answered])]
+    assert told_of == OUTCOMES["stream, a question"] + OUTCOMES["stream"]
+
+
+def test_a_session_holds_each_answer_that_is_no_stream():
+    # Also where the task says the same as before, or its stream says it as well.
+    [sent], [got], [again] = (JAVA_SERVER[call].responses for call in ("send", "get", "get"))
+    again = json.dumps(json.loads(again) | {"requestId": "f" * 32}).encode()
+    heard = events_of([*STREAM, sent, got, again])
+    assert [told(json.loads(event.raw)) for event in heard] == [*OUTCOMES["stream"], *["completed"] * 3]
 
 
 def changed(change: Any) -> list[bytes]:
