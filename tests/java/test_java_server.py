@@ -217,12 +217,17 @@ async def test_a_task_that_fails_says_why(client, repetition):
     assert (status.state, status.message.parts[0].text) == (FAILED, "sorry")
 
 
-async def test_a_task_that_asks_goes_on_with_the_answer(client, repetition):
+async def test_a_task_that_asks_goes_on_with_the_answer(client, rocketmq, session, repetition):
     asked = (await events_of(client, "ask"))[-1].status_update
     assert asked.status.state == INPUT_REQUIRED
     answered = await events_of(client, "count 1", task_id=asked.task_id, context_id=asked.context_id)
     assert answered[-1].status_update.task_id == asked.task_id
     assert (text_of(answered), answered[-1].status_update.status.state) == ("0,", COMPLETED)
+    # That the question ended its stream does not end its task: the session goes on with it.
+    listening = rocketmq.session(session).events(from_start=True, follow=False)
+    async with asyncio.timeout(LIMIT):
+        payloads = [event.payload async for event in listening]
+    assert payloads[-len(answered) :] == answered
 
 
 async def test_push_notification_configs_are_made_read_listed_and_deleted(unary, repetition):
@@ -243,3 +248,24 @@ async def test_the_extended_card_is_served(client, repetition):
     card = await client.get_extended_agent_card(GetExtendedAgentCardRequest())
     assert card.description == "For those who may know more."
     assert parse_card(card) == card
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def second(module_config, module_topic):
+    """Another server in the same group, which knows nothing of the first one's tasks."""
+    async with JavaServer(module_config, module_topic) as second:
+        yield second
+
+
+@pytest.mark.usefixtures("second")
+async def test_of_two_servers_the_one_with_the_task_is_asked(unary, repetition):
+    transport = unary._transport.httpx_client._transport
+    tasks = []
+    owners: set[tuple[str, str]] = set()
+    async with asyncio.timeout(LIMIT):
+        while len(owners) < 2:
+            tasks.append(await task_of(unary, "count 1"))
+            owners.add(transport._carrier.routes._instances[transport.address.topic, f"task:{tasks[-1].id}"])
+    for task in tasks:
+        for _ in range(3):  # where servers take turns, another one's turn comes
+            assert (await unary.get_task(GetTaskRequest(id=task.id))).id == task.id
