@@ -144,6 +144,7 @@ async def test_a_context_of_the_caller_is_kept_and_its_answers_come_on_a_litetop
 ):
     context = f"trip-{uuid.uuid4().hex}"
     tasks = [await java.ask("send", text="count 1", contextId=context) for _ in range(2)]
+    assert executor.requests[-1].call_context.state["rocketmq"]["lite_topic"] == context
     assert [task["contextId"] for task in tasks] == [context, context]
     assert len({task["id"] for task in tasks}) == 2
 
