@@ -116,13 +116,16 @@ async def test_line_separators_inside_a_text_do_not_tear_a_stream_apart(module_c
         assert await reply(client, f"say {text}") == f"said say {text}"
 
 
-async def test_a_request_without_a_json_rpc_id_is_answered_over_rocketmq(module_config, server):
-    # Java servers do so as well; over HTTP the a2a-sdk refuses it.
+async def test_a_request_without_a_json_rpc_id_is_answered_as_over_http(module_config, server):
+    # Of the Java reference it is taken (tests/wire); of peers of this package requests go to the app as they are.
     body = {"jsonrpc": "2.0", "method": "tasks/get", "params": {"id": "no-such-task"}}
-    async with calling(module_config, server, version="0.3") as client:
-        transport: Any = client._transport  # type: ignore[attr-defined]
-        response = await transport.httpx_client.post(transport.url, json=body)
-    assert response.json()["error"]["code"] == -32001
+    answers = []
+    for binding in ("RocketMQ", "JSONRPC"):
+        async with calling(module_config, server, binding=binding, version="0.3") as client:
+            transport: Any = client._transport  # type: ignore[attr-defined]
+            answers.append((await transport.httpx_client.post(transport.url, json=body)).json())
+    assert answers[0] == answers[1]
+    assert "error" in answers[0]
 
 
 async def test_a_thousand_events_arrive_in_order(client):

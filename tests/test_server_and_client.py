@@ -210,7 +210,7 @@ async def test_ones_own_client_factory_learns_rocketmq(config, topic):
         rocketmq.register(factory)
         client = factory.create(server.card)
         assert await reply(client, "hello") == "echo:hello"
-        assert server.bridges[0].counters.answered == 1
+        await until(lambda: server.bridges[0].counters.answered == 1)
         await client.close()
         with pytest.raises(ConfigurationError, match="client_config"):
             rocketmq.register(ClientFactory(ClientConfig()))

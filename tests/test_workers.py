@@ -286,7 +286,7 @@ async def test_a_request_over_the_servers_limit_gets_an_error_and_is_not_run(con
         with pytest.raises(Exception, match=r"10000"):
             await reply(client, "x" * 20_000)
         assert await reply(client, "short") == "echo:short"
-        assert server.bridges[0].counters.answered == 2
+        await until(lambda: server.bridges[0].counters.answered == 2)
 
 
 async def test_what_is_over_the_limit_is_refused_before_it_is_sent(config, topic, rocketmq):
