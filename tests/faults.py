@@ -158,6 +158,8 @@ class Counter(AgentExecutor):
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.enough: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        # Where there is an event here, the first number waits for it.
+        self.starts: dict[str, asyncio.Event] = {}
 
     async def execute(self, context, event_queue):
         name, count, hold = [*context.get_user_input().split(), "", ""][:3]
@@ -171,6 +173,8 @@ class Counter(AgentExecutor):
             )
         )
         updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        if name in self.starts:
+            await self.starts[name].wait()
         for number in itertools.count():
             last = number + 1 == int(count) if count else self.enough[name].is_set()
             await updater.add_artifact([Part(text=str(number))], artifact_id="a", append=number > 0, last_chunk=last)

@@ -74,11 +74,14 @@ async def test_a_supervisor_killed_ten_times_in_mid_stream_has_every_event_once_
     """It keeps no cursor: the broker knows where it was."""
     ledger, notes = Ledger(tmp_path / "ledger"), Notes(tmp_path / "notes")
     counter = Counter(ledger)
+    counter.starts["work"] = asyncio.Event()
     async with server_for(counter, config, topic):
-        # The caller dies too; the agent goes on.
+        # The caller dies too, before it takes a number; the agent goes on.
         with process("call-in", config, topic, "supervised work") as caller:
             await until(lambda: ledger.count("begin", "work") == 1)
             caller.kill()
+            caller.wait(LIMIT)
+        counter.starts["work"].set()
         for _ in range(KILLS):
             had = len(notes.lines())
             with listener(config, "supervised", notes) as supervisor:
