@@ -12,7 +12,7 @@ import pytest
 from a2a.client.errors import A2AClientError
 
 from agentscope_rocketmq import RocketMQ, RocketMQConfig, Timeouts
-from agentscope_rocketmq.dev import ApacheRocketMQ
+from agentscope_rocketmq.dev import ApacheRocketMQ, DevBroker
 from agentscope_rocketmq.errors import (
     AgentScopeRocketMQError,
     BrokerUnreachable,
@@ -187,12 +187,16 @@ async def tls_server(certificate, host="127.0.0.1"):
 
 
 @pytest.mark.parametrize("door", [start_server, make_client])
-async def test_what_waiting_can_not_mend_ends_the_start_at_once_with_the_reason(engine, certificate, door):
-    async with tls_server(certificate) as only_tls, tls_server(certificate, "127.0.0.2") as another_host:
+async def test_what_waiting_can_not_mend_ends_the_start_at_once_with_the_reason(certificate, door):
+    async with (
+        tls_server(certificate) as only_tls,
+        tls_server(certificate, "127.0.0.2") as another_host,
+        DevBroker() as plain,  # the launched Apache answers both
+    ):
         encrypted = {"tls": True, "tls_ca": certificate[0]}
         for values, reason in (
             ({"endpoint": only_tls}, "wants TLS and was spoken to in plain text.*ROCKETMQ_TLS"),
-            ({"endpoint": engine.endpoint, **encrypted}, "does not speak TLS.*TLS is set the same on both sides"),
+            ({"endpoint": plain.endpoint, **encrypted}, "does not speak TLS.*TLS is set the same on both sides"),
             ({"endpoint": another_host, **encrypted}, "certificate is for another host"),
             ({"endpoint": "no-such-host.invalid:8081"}, "host name is unknown"),
             ({"endpoint": f"no-such-host.invalid:8081;{only_tls}"}, "host name is unknown|wants TLS"),
