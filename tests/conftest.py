@@ -1,7 +1,7 @@
 """What all tests share: a RocketMQ to run against, and topics and groups on it that no other test uses.
 
     pytest                          every test that needs a RocketMQ on both engines, each launched once for the whole run
-    pytest -n 4                     the same, with one of each for all four processes
+    pytest -n 6                     the same, with one of each for all six processes
     pytest --engine embedded        only on the embedded broker
     pytest --engine apache          only on a real Apache RocketMQ
     pytest --engine HOST:PORT       only on one that runs already; ROCKETMQ_NAMESRV must name its name server
