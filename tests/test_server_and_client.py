@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 
 import httpx
@@ -26,6 +27,7 @@ from agentscope_rocketmq.errors import (
     TopicNotFound,
 )
 from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION
+from agentscope_rocketmq.httpserver import listen
 from agentscope_rocketmq.session import lite_topic_name
 from tests.agents import make_adding_agent, make_echo_agent, scripted
 from tests.services import calling, card_for, reply, request, server_for
@@ -323,3 +325,11 @@ async def test_later_messages_of_conversations_keep_to_the_limit_too(config, top
         most = 0
         await asyncio.gather(*(reply(client, "second") for client in clients))
     assert most == 2
+
+
+def test_answers_over_http_do_not_wait_for_acknowledgements():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        listening.setblocking(True)
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
