@@ -251,16 +251,16 @@ async def test_headers_and_extensions_reach_the_agent(client):
 
 
 async def test_idle_and_total_time_run_out_apart(client, executor):
-    gates = [uuid.uuid4().hex for _ in range(2)]
-    with pytest.raises(A2AClientTimeoutError):
-        await reply_with(client, f"wait {gates[0]}", call_context(idle=0.5))
-    if isinstance(client._transport.httpx_client._transport, RocketMQTransport):
-        with pytest.raises(A2AClientTimeoutError) as caught:
-            await reply_with(client, f"wait {gates[1]}", call_context(idle=60, total=0.5))
+    gate = uuid.uuid4().hex
+    over_rocketmq = isinstance(client._transport.httpx_client._transport, RocketMQTransport)
+    # A silent agent's worker gives signs of life over RocketMQ: it is the total time that runs out there.
+    context = call_context(idle=0.5, total=2.0) if over_rocketmq else call_context(idle=0.5)
+    with pytest.raises(A2AClientTimeoutError) as caught:
+        await reply_with(client, f"wait {gate}", context)
+    if over_rocketmq:
         assert root_cause(caught.value).which == "total"
-    # Neither cancelled the agent.
-    for gate in gates:
-        executor.gates.setdefault(gate, asyncio.Event()).set()
+    # It did not cancel the agent.
+    executor.open(gate)
 
 
 async def reply_with(client, text, context):
