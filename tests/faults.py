@@ -66,8 +66,12 @@ class Wire:
     async def __aexit__(self, *_: object) -> None:
         self.cut()
         self.pass_on()
-        if self._serving:
-            await asyncio.wait(self._serving)
+        # A connection that was accepted just now reaches `_serve` within a few turns of the loop.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        while self._serving:
+            self.reset()
+            await asyncio.wait(self._serving, timeout=0.1)
         self._ports.close()
 
     def reset(self) -> None:
