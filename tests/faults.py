@@ -67,7 +67,7 @@ class Wire:
         self.cut()
         self.pass_on()
         # A connection that was accepted just now reaches `_serve` within a few turns of the loop.
-        for _ in range(5):
+        for _turn in range(5):
             await asyncio.sleep(0)
         while self._serving:
             self.reset()
