@@ -173,7 +173,7 @@ async def test_calls_keep_to_their_time_while_nobody_answers(wire, make_topic, p
         wire.blackhole()
         # A refresh without an answer holds up what changes the set of subscriptions.
         consumer._refresh_now.set()
-        await until(consumer._changing.locked)
+        await until(lambda: consumer._changes.refreshing)
         begun = loop.time()
         assert await group.ack(leased, timeout=1) is False
         await consumer.ack(batch.messages * 500, timeout=1)

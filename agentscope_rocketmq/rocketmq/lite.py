@@ -14,6 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agentscope_rocketmq.errors import BrokerError, BrokerUnreachable, ClosedError, IllegalRequest, QuotaExceeded
+from agentscope_rocketmq.rocketmq.changes import Changes
 from agentscope_rocketmq.rocketmq.client import CALL_TIMEOUT, CLOSE_TIMEOUT, Client, retried, seconds_left
 from agentscope_rocketmq.rocketmq.lifecycle import Closing
 from agentscope_rocketmq.rocketmq.litecalls import LiteCalls, lite_settings
@@ -86,8 +87,7 @@ class LiteConsumer:
         self._unread: asyncio.Queue[LiteBatch | LiteLost | None] = asyncio.Queue() if unread is None else unread
         self._shares = unread is not None
         self._refresh_now = asyncio.Event()
-        # A refresh of the whole set must not cross a change of it on the way, or it would undo the change.
-        self._changing = asyncio.Lock()
+        self._changes = Changes()
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = Closing(limit=4 * CLOSE_TIMEOUT, name=f"lite[{topic}].close")
@@ -179,7 +179,7 @@ class LiteConsumer:
         # A seek on one's own subscription would make the broker tell this very client that it lost the LiteTopic, and
         # drop it from the client's set (LiteSubscriptionRegistryImpl#excludeClientByLmqName): leave it first.
         deadline = asyncio.get_running_loop().time() + timeout
-        async with self._change(deadline):
+        async with self._within(deadline, self._changes.of(lite_topics)):
             leaving = [name for name in lite_topics if name in self._subscriptions]
             for name in leaving:
                 self._subscriptions[name].disown()
@@ -220,7 +220,7 @@ class LiteConsumer:
         deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
         # Known before the call: whatever becomes of it, the next refresh is without them.
         left = {name: self._subscriptions.pop(name) for name in lite_topics if name in self._subscriptions}
-        async with self._change(deadline):
+        async with self._within(deadline, self._changes.of(left)):
             await self._leave(left, timeout=seconds_left(deadline))
         for subscription in left.values():
             self._give_back_unacked(subscription)
@@ -233,21 +233,21 @@ class LiteConsumer:
             await self._calls.sync("PARTIAL_REMOVE", names, timeout=min(CALL_TIMEOUT, seconds_left(deadline)))
 
     @contextlib.asynccontextmanager
-    async def _change(self, deadline: float) -> AsyncIterator[None]:
-        """Alone with the set of subscriptions; a refresh of it may be on its way."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._changing.acquire()
-        except TimeoutError:
-            raise BrokerUnreachable(
-                f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r} failed: earlier calls are still "
-                "without an answer. Check that the RocketMQ proxy runs.",
-                transient=True,
-            ) from None
-        try:
+    async def _within(
+        self, deadline: float, change: contextlib.AbstractAsyncContextManager[None]
+    ) -> AsyncIterator[None]:
+        """A change of the set of subscriptions, when those before it are through."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await stack.enter_async_context(change)
+            except TimeoutError:
+                raise BrokerUnreachable(
+                    f"Subscribing LiteTopics of {self.topic!r} in group {self.group!r} failed: earlier calls are still "
+                    "without an answer. Check that the RocketMQ proxy runs.",
+                    transient=True,
+                ) from None
             yield
-        finally:
-            self._changing.release()
 
     async def seek(self, lite_topic: str, at: Position) -> None:
         """Read a LiteTopic anew from there; the same as subscribing it again."""
@@ -313,7 +313,7 @@ class LiteConsumer:
         try:
             if self._client.established:
                 try:
-                    async with self._change(deadline):
+                    async with self._within(deadline, self._changes.of_all()):
                         await self._calls.sync("COMPLETE_REMOVE", (), timeout=seconds_left(deadline))
                 except (BrokerError, ClosedError) as error:
                     logger.debug("%s", error)
@@ -372,7 +372,7 @@ class LiteConsumer:
             self._background(self._read_again(name, subscription, message))
 
     async def _read_again(self, name: str, subscription: Subscription, message: ReceivedMessage) -> None:
-        async with self._changing:
+        async with self._changes.of([name]):
             due = subscription.due
             if due is None or not subscription.lacks_what_is_before(message):
                 return
@@ -456,7 +456,7 @@ class LiteConsumer:
 
     async def _refresh(self, again: Collection[str]) -> None:
         """Send the whole set, in a way that makes the broker look again into these LiteTopics."""
-        async with self._changing:
+        async with self._changes.of_all():
             again = [name for name in again if name in self._subscriptions]
             if again:
                 await self._calls.sync("PARTIAL_REMOVE", again)
