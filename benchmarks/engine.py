@@ -13,24 +13,30 @@ from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 from agentscope_rocketmq.provision import apply, plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 EMBEDDED, APACHE = "embedded", "apache"
 
 
 @contextlib.asynccontextmanager
-async def provisioned(engine: str, make_card: Callable[[str, str], dict[str, Any]]) -> AsyncIterator[tuple[Any, Any]]:
+async def provisioned(
+    engine: str, make_card: Callable[[str, str], dict[str, Any]], *, broker_options: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Any, Any]]:
     """A configuration and a card whose topics and groups exist, on a launched or a given RocketMQ.
 
     Args:
         engine: `embedded` and `apache` launch one; `HOST:PORT` is the endpoint of one that runs, whose name server is
             `ROCKETMQ_NAMESRV`.
         make_card: Endpoint and topic -> card.
+        broker_options: More lines of broker.conf for the `apache` that is launched.
     """
     with contextlib.ExitStack() as stack:
         if engine in (EMBEDDED, APACHE):
             launched: ApacheRocketMQ | EmbeddedRocketMQ
-            launched = EmbeddedRocketMQ() if engine == EMBEDDED else ApacheRocketMQ(on_progress=print)
+            if engine == EMBEDDED:
+                launched = EmbeddedRocketMQ()
+            else:
+                launched = ApacheRocketMQ(on_progress=print, broker_options=broker_options)
             await asyncio.to_thread(launched.start)
             stack.callback(launched.stop)
             endpoint, namesrv = launched.endpoint, launched.namesrv

@@ -1,6 +1,7 @@
 """Sessions: replay, rewind, take-over, and many of them in one process.
 
     scripts/bench sessions [--engine embedded|apache|HOST:PORT] [--events 10000] [--sessions 10000] [--opens 200]
+                           [--stored 0]
 
 Exits non-zero when an event was lost, doubled or out of order, or a session heard nothing.
 """
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq import RocketMQConfig, Session, SessionEvent
 
 IN_FLIGHT = 32
+ROCKSDB = {"storeType": "defaultRocksDB"}
 LATE = 30.0  # seconds; what was not heard then is lost
 SETTLES = 15.0  # seconds after which the broker has looked at new subscriptions, and nothing but idling is left
 
@@ -138,6 +140,28 @@ async def opening(bench: Bench, count: int) -> None:
     bench.row(f"open a session of another owner to its first event, {count} times", percentiles(taken))
 
 
+async def store(bench: Bench, count: int) -> None:
+    """So many sessions that nobody reads, on the broker."""
+    gate = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(number: int) -> None:
+        async with gate:
+            await bench.say(f"stored-{number}", uuid.uuid4().hex, "run", 0, [0], end=False)
+
+    begun = time.perf_counter()
+    for first_one in range(0, count, 1000):
+        await asyncio.gather(*(one(number) for number in range(first_one, min(first_one + 1000, count))))
+    bench.row(f"store {count} sessions", f"{count / (time.perf_counter() - begun):.0f}/s")
+    async with process(bench.config) as rocketmq:
+        taken = []
+        for number in range(0, count, max(1, count // 100)):
+            begun = time.perf_counter()
+            found = await first(rocketmq.session(f"stored-{number}"), from_start=True)
+            taken.append(time.perf_counter() - begun)
+            bench.expect(f"stored in {number}", _number(found), 0)
+    bench.row("open one of these to its first event", percentiles(taken))
+
+
 async def many(bench: Bench, count: int) -> None:
     """So many live sessions in one process."""
     async with process(bench.config) as rocketmq, asyncio.TaskGroup() as tasks:
@@ -233,16 +257,20 @@ async def main() -> int:
     parser.add_argument("--events", type=int, default=10_000, help="events of the session that is replayed")
     parser.add_argument("--opens", type=int, default=200, help="sessions that are taken over")
     parser.add_argument("--sessions", type=int, default=10_000, help="live sessions, more than 1,000; 0 for none")
+    parser.add_argument("--stored", type=int, default=0, help="further sessions that lie on the broker")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     async with (
-        provisioned(options.engine, card) as (config, _),
+        # Otherwise each LiteTopic costs the broker a file descriptor.
+        provisioned(options.engine, card, broker_options=ROCKSDB if options.stored else None) as (config, _),
         Connection(config.endpoint) as connection,
         Producer(connection) as producer,
     ):
         bench = Bench(config, producer)
         await replay(bench, options.events)
         await opening(bench, options.opens)
+        if options.stored:
+            await store(bench, options.stored)
         if options.sessions:
             await many(bench, options.sessions)
     Console().print(bench.table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 
 import pytest
@@ -186,3 +187,23 @@ async def test_a_session_that_is_opened_elsewhere_tells_its_stream_here(config, 
             assert json.loads(before[-1].data)["error"]["data"] == {"reason": "taken-over"}
             counter.enough["x"].set()
     assert counter.ledger.count("begin", "x") == 1
+
+
+async def test_clients_are_told_to_connect_again_at_different_moments(config, make_topic, tmp_path):
+    topic = await make_topic("NORMAL")
+    card = card_for(config, topic.topic, name="Counter")
+    async with (
+        server_for(Counter(Ledger(tmp_path / "ledger")), config, topic.topic, card=card),
+        gateway_for(config, card) as served,
+        client(served.url) as http,
+    ):
+        told = []
+        for number in range(8):
+            text = (await http.post("/", json=message(f"told{number} 1", contextId=f"told-{number}"))).text
+            told += re.findall(r"^retry: (\d+)$", text, re.MULTILINE)
+            again = await http.get(f"/sessions/told-{number}/events?from_start=1&follow=0")
+            told += re.findall(r"^retry: (\d+)$", again.text, re.MULTILINE)
+    # Once a stream, within its first event.
+    assert len(told) == 16
+    assert len(set(told)) > 1
+    assert all(200 <= int(milliseconds) <= 1200 for milliseconds in told)

@@ -15,7 +15,7 @@ from agentscope_rocketmq.card import large_bodies
 from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, ClosedError
 from agentscope_rocketmq.gateway.cursors import Place
-from agentscope_rocketmq.gateway.streams import RETRY, EventStream
+from agentscope_rocketmq.gateway.streams import EventStream, retry
 from agentscope_rocketmq.jsonrpc import read_json
 from agentscope_rocketmq.owners import ANONYMOUS, CONTEXT_HEADER, OWNER_HEADER, make_assertion
 from agentscope_rocketmq.sse import Event, parse_events, render_event
@@ -267,7 +267,7 @@ class Calls:
 
     async def _events(self, asked: Asked, conversation: Conversation | None, owner: str) -> AsyncGenerator[str, None]:
         """The events of a streamed answer, each with the cursor to go on from."""
-        retry = f"retry: {RETRY}\n"
+        first = retry()
         async for piece in asked.pieces():
             event_id = None
             if conversation is not None:
@@ -277,8 +277,8 @@ class Calls:
             head = asked.pending.call.head
             events = parse_events(piece.text) if head is not None and head.stream else [Event(data=piece.text)]
             for event in events:
-                yield retry + render_event(event.data, name=event.name, event_id=event_id)
-                retry = ""
+                yield first + render_event(event.data, name=event.name, event_id=event_id)
+                first = ""
 
 
 async def _within(seconds: float | None, pending: PendingResponse) -> Any:

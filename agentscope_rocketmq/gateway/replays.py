@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from agentscope_rocketmq.gateway.calls import LAST_EVENT_ID
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.refusal import Refusal
-from agentscope_rocketmq.gateway.streams import RETRY, EventStream
+from agentscope_rocketmq.gateway.streams import EventStream, retry
 from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
 from agentscope_rocketmq.sse import render_event
 
@@ -75,10 +75,10 @@ class Replays:
         events = await self._events(conversation, start, known=bool(shown))
 
         async def rendered() -> AsyncGenerator[str, None]:
-            retry = f"retry: {RETRY}\n"
+            first = retry()
             while (event := await events.take()) is not None:
-                yield retry + self._render(event.raw, event, conversation)
-                retry = ""
+                yield first + self._render(event.raw, event, conversation)
+                first = ""
 
         return EventStream(rendered(), streams=self._streams, on_end=events.aclose)
 
@@ -102,7 +102,7 @@ class Replays:
         async def rendered() -> AsyncGenerator[str, None]:
             shown = task if question.old else {"task": task}
             snapshot = json.dumps({"jsonrpc": "2.0", "id": question.rpc.id, "result": shown}, ensure_ascii=False)
-            yield f"retry: {RETRY}\n" + render_event(snapshot, event_id=last_event_id)
+            yield retry() + render_event(snapshot, event_id=last_event_id)
             state = progress(snapshot)
             while (event := await events.take(None if state is Progress.OPEN else _QUIET_SECONDS)) is not None:
                 result = _result(event.raw)

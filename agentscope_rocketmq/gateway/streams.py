@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
@@ -19,15 +20,20 @@ __all__ = ["EventStream", "Streams"]
 
 logger = logging.getLogger(__name__)
 
-RETRY = 500
-"""Milliseconds after which a client should connect again."""
-
+# Milliseconds after which a client should connect again: from, and to. When a gateway dies, all of its clients come to
+# another one; spread like this they don't come at the same moment and wait for each other there.
+_RETRY = (200, 1200)
 # Seconds that last words may wait for a client to read.
 _LAST_WORDS = 30.0
 # A line, not a block: readers that give out an event at each blank line would give out an empty one.
 _KEEP_ALIVE = b": keep-alive\n"
 # An event of that name ends a stream that is not over: the client connects again, with the id of the last event it has.
 _LAST_EVENTS = {"resync": "resync", "taken-over": "reconnect", "draining": "reconnect"}
+
+
+def retry() -> str:
+    """The field of a stream's first event that tells its client when to connect again, each another moment."""
+    return f"retry: {random.randint(*_RETRY)}\n"  # noqa: S311  (no secret)
 
 
 class Streams:
@@ -179,7 +185,7 @@ class EventStream:
         name = _LAST_EVENTS.get(refusal.reason)
         text = render_event(refusal.body(self._rpc_id), name=name)
         if name is not None:
-            text = f"retry: {RETRY}\n{text}"
+            text = retry() + text
         try:
             async with asyncio.timeout(_LAST_WORDS):
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})

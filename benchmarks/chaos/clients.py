@@ -14,10 +14,9 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["DELAY", "Client", "Heard", "Move"]
+__all__ = ["Client", "Heard", "Move"]
 
-DELAY = 0.05
-"""Seconds between the end of a connection and the next try: the client's own reconnect delay."""
+_AGAIN = 0.05  # seconds between two tries to connect
 
 
 @dataclass(slots=True)
@@ -41,11 +40,13 @@ class Move:
 
     Attributes:
         left_at: When the connection before had ended.
+        delay: Seconds that it waited then, as its gateway had said (`retry`).
         asked_at: When the request was sent that was answered.
         first: Index in `Client.heard` of the first number after it.
     """
 
     left_at: float
+    delay: float
     asked_at: float
     first: int
 
@@ -72,11 +73,12 @@ class Client:
     session: str = ""
     over: bool = False
     _cursor: str | None = None
+    _retry: float = 0.0
 
     async def run(self, http: httpx.AsyncClient) -> None:
         """Ask, and follow the answer to its end."""
         tries = 0
-        left_at = 0.0
+        left_at = delay = 0.0
         while not self.over:
             url = self.urls[tries % len(self.urls)]
             tries += 1
@@ -84,12 +86,14 @@ class Client:
             try:
                 async with self._request(http, url) as response:
                     if response.status_code == 200:
-                        await self._read(response, url, left_at, asked_at)
+                        await self._read(response, url, Move(left_at, delay, asked_at, 0))
             except httpx.TransportError:
                 pass
             if self.at is not None:
-                self.at, left_at = None, time.time()
-            await asyncio.sleep(DELAY)
+                self.at, left_at, delay = None, time.time(), self._retry
+                await asyncio.sleep(delay)
+            else:
+                await asyncio.sleep(_AGAIN)
 
     def _request(self, http: httpx.AsyncClient, url: str) -> Any:
         if self._cursor is not None:
@@ -99,9 +103,10 @@ class Client:
         body = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": message}}
         return http.stream("POST", f"{url}/", json=body, headers={"a2a-version": "1.0"})
 
-    async def _read(self, response: httpx.Response, url: str, left_at: float, asked_at: float) -> None:
+    async def _read(self, response: httpx.Response, url: str, move: Move) -> None:
         resumed = self._cursor is not None
-        async for cursor, name, data in _events(response):
+        async for cursor, name, retry, data in _events(response):
+            self._retry = float(retry) / 1000 if retry else self._retry
             if name or "error" in data:
                 return
             self._cursor = cursor
@@ -111,7 +116,8 @@ class Client:
                 self.session = result["task"]["contextId"]
             for part in result.get("artifactUpdate", {}).get("artifact", {}).get("parts", ()):
                 if resumed:
-                    self.moves.append(Move(left_at, asked_at, len(self.heard)))
+                    move.first = len(self.heard)
+                    self.moves.append(move)
                     resumed = False
                 self.heard.append(Heard(int(part["text"]), cursor, time.time()))
             if result.get("statusUpdate", {}).get("status", {}).get("state") == "TASK_STATE_COMPLETED":
@@ -119,12 +125,12 @@ class Client:
                 return
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str, Any]]:
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str, str, Any]]:
     fields: dict[str, str] = {}
     async for line in response.aiter_lines():
         name, _, value = line.partition(":")
         if line and name:
             fields[name] = value.removeprefix(" ")
         elif not line and "data" in fields:
-            yield fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"])
+            yield fields.get("id", ""), fields.get("event", ""), fields.get("retry", ""), json.loads(fields["data"])
             fields = {}

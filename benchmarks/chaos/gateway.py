@@ -35,7 +35,7 @@ from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.session import lite_topic_name
 from benchmarks.agent import card
 from benchmarks.chaos import audit
-from benchmarks.chaos.clients import DELAY, Client
+from benchmarks.chaos.clients import Client
 from benchmarks.engine import EMBEDDED, provisioned
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _time(client: Client, stored_at: dict[int, float], killed_at: list[float], r
         killed = max((moment for moment in killed_at if moment <= move.left_at), default=move.left_at)
         # What the agent had not said yet nobody could deliver.
         report.opening.append(first.at - max(move.asked_at, there))
-        report.gaps.append(first.at - max(killed + DELAY, there))
+        report.gaps.append(first.at - max(killed + move.delay, there))
 
 
 def _table(report: Report, options: argparse.Namespace) -> Table:
