@@ -28,17 +28,25 @@ CARD = "/.well-known/agent-card.json"
 @contextlib.asynccontextmanager
 async def serving(answer):
     """An HTTP server that answers each request as a function says: bytes, or a coroutine that writes."""
-    asked = []
+    asked, answering_now = [], set()
 
     async def serve(reader, writer):
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
-            await answer(writer)
-            await writer.drain()
-        writer.close()
+        answering_now.add(asyncio.current_task())
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                asked.append((await reader.readuntil(b"\r\n\r\n")).decode())
+                await answer(writer)
+                await writer.drain()
+        finally:
+            answering_now.discard(asyncio.current_task())
+            writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+    hanging = list(answering_now)
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
 
 
 def answering(card):
