@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,8 @@ CARD = "/.well-known/agent-card.json"
 @contextlib.asynccontextmanager
 async def serving(answer):
     """An HTTP server that answers each request as a function says: bytes, or a coroutine that writes."""
-    asked, answering_now = [], set()
+    asked: list[str] = []
+    answering_now: set[Any] = set()
 
     async def serve(reader, writer):
         answering_now.add(asyncio.current_task())
