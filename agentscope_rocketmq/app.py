@@ -23,7 +23,7 @@ from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, Unsuppo
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
-from agentscope_rocketmq.ends import OneEnd, is_end
+from agentscope_rocketmq.ends import CARRIED, OneEnd, is_end
 from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
 
@@ -58,8 +58,6 @@ _ENDED = (
 # after this many seconds, and made anew by the next message.
 _INTERRUPTED_SECONDS = 600.0
 _PUSH_SECONDS = 10.0
-# Key in a call's state: what the bridge says of a request, None for one that came over HTTP.
-_CARRIED = "rocketmq"
 _CLOSE_SECONDS = 10.0
 
 
@@ -181,7 +179,7 @@ class _RequestHandler(DefaultRequestHandler):
 
     async def _begun(self, params: SendMessageRequest, context: ServerCallContext) -> Task | None:
         """The task of a request that was given back and came again: it was begun here, and is not begun twice."""
-        carried = context.state.get(_CARRIED)
+        carried = context.state.get(CARRIED)
         if params.message.task_id or not carried:
             return None
         task = await self._tasks.get(carried["task_id"], context)
@@ -236,7 +234,7 @@ class _CallContexts(DefaultServerCallContextBuilder):
 
     def build(self, request: Request) -> ServerCallContext:
         context = super().build(request)
-        context.state[_CARRIED] = request.scope.get("rocketmq")
+        context.state[CARRIED] = request.scope.get("rocketmq")
         return context
 
 
@@ -256,7 +254,7 @@ class _RequestContexts(SimpleRequestContextBuilder):
         task: Task | None = None,
     ) -> RequestContext:
         if params is not None:
-            carried = context.state.get(_CARRIED) or {}
+            carried = context.state.get(CARRIED) or {}
             task_id = task_id or carried.get("task_id") or new_task_id(uuid.uuid4().hex)
             context_id = context_id or carried.get("context_id")
         built = await super().build(context, params, task_id, context_id, task)

@@ -59,7 +59,9 @@ def with_rpc_id(envelope: RequestEnvelope, request: RpcRequest) -> RequestEnvelo
     return replace(envelope, body=f'{members},"id":"{envelope.request_id}"}}')
 
 
-def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str, attempt: int) -> dict[str, Any]:
+def http_scope(
+    envelope: RequestEnvelope, message: ReceivedMessage, *, path: str, attempt: int, given_up: str | None = None
+) -> dict[str, Any]:
     """The scope of a request.
 
     Args:
@@ -67,6 +69,7 @@ def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str
         message: The message that brought it.
         path: Path of the app's JSON-RPC endpoint.
         attempt: Which run of the request this is, from 0.
+        given_up: Why its task is to fail instead of being worked on; None for work.
     """
     headers = {name.lower(): value for name, value in envelope.headers.items() if not is_routing_header(name)}
     headers.setdefault("content-type", "application/json")
@@ -93,6 +96,7 @@ def http_scope(envelope: RequestEnvelope, message: ReceivedMessage, *, path: str
             "request_id": envelope.request_id,
             "message_id": message.message_id,
             "attempt": attempt,
+            "given_up": given_up,
             # Ids for a task and a context that this request begins: they are the same in every run of it.
             "task_id": new_task_id(request),
             "context_id": new_context_id(request),

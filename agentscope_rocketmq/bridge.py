@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
 from agentscope_rocketmq.bodies import PART_OVERHEAD, BodyReceiver
-from agentscope_rocketmq.deadletters import bury
 from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, EnvelopeError, SessionTakenOver
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
+from agentscope_rocketmq.intake import MOST_MESSAGE_BYTES, Intake
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest, excerpt
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.publisher import Publisher
@@ -57,8 +57,7 @@ logger = logging.getLogger(__name__)
 _ANSWERED = 10_000
 # What a stopping bridge still says to those who wait for it, it says within this.
 _LAST_WORDS = 2.0
-# Decompressed, a message may have this much. What is larger comes in parts.
-_MOST_MESSAGE_BYTES = 16 * 1024 * 1024
+_FAIL_TRIES = 5  # deliveries of a request that is given up at which its task may still be failed
 
 
 class Bridge:
@@ -76,6 +75,7 @@ class Bridge:
         timeouts: `lease`, `send`, `parts` and `drain` count here.
         limits: `concurrency`, `caller_share`, `response_buffer_bytes` and those of large bodies count here.
         path: Path of the app's JSON-RPC endpoint.
+        fails_tasks: Whether the app ends a request whose scope says `given_up` with a failed task.
 
     Attributes:
         counters: What it has done.
@@ -95,6 +95,7 @@ class Bridge:
         instance_consumer: LiteConsumer,
         instance: str,
         path: str = "/",
+        fails_tasks: bool = False,
     ) -> None:
         self.counters = BridgeCounters()
         self.failure: BaseException | None = None
@@ -104,6 +105,15 @@ class Bridge:
         self._caller_of = caller_of
         self._producer = producer
         self._publisher = Publisher(producer, timeout=timeouts.send)
+        self._intake = Intake(
+            producer,
+            self._publisher,
+            self.counters,
+            topic=consumers[Tier.NORMAL].topic,
+            state_topic=instance_consumer.topic,
+            reply_topics=reply_topics,
+            timeout=timeouts.send,
+        )
         self._instance_consumer = instance_consumer
         self._instance = instance
         self._sticky = (instance_consumer.topic, instance)
@@ -118,7 +128,7 @@ class Bridge:
         self._bodies = BodyReceiver(
             instance_consumer, spools=Spools.of(limits, most=limits.request_bytes), patience=timeouts.parts
         )
-        self._reply_topics = reply_topics
+        self._fails_tasks = fails_tasks
         self._timeouts = timeouts
         self._limits = limits
         self._path = path
@@ -234,7 +244,7 @@ class Bridge:
         """Serve a message of a topic."""
         delivery = Delivery(leased.message, leased=leased, tier=tier)
         try:
-            envelope = await self._read(leased.message)
+            envelope = await self._intake.read(leased.message)
             if envelope is None:
                 await delivery.ack()
                 return
@@ -260,16 +270,31 @@ class Bridge:
             f"Request {envelope.request_id} was given up after {delivery.attempt} deliveries: each worker that had it "
             "died, stopped, or gave it back. See their logs; `agentscope-rocketmq dead-letters` has the request."
         )
-        await self._set_aside(delivery.message, reason)
-        await self._publisher.answer_given_up(envelope, request, reason, attempt=delivery.attempt)
-        await delivery.ack()
+        await self._intake.set_aside(delivery.message, reason)
+        if self._may_fail(request, delivery):
+            delivery.given_up = reason
+            await self._serve(envelope, request, delivery)
+        else:
+            await self._publisher.answer_given_up(envelope, request, reason, attempt=delivery.attempt)
+            await delivery.ack()
+
+    def _may_fail(self, request: RpcRequest, delivery: Delivery) -> bool:
+        """Whether the app can end a request that is given up with a failed task, as its caller wants to have it."""
+        task = instance_asked_for(request, {})
+        return (
+            self._fails_tasks
+            and request.runs_agent
+            and (task is None or self._is_here(task))
+            # Not for ever: it may be on its way to its task that it kills workers.
+            and delivery.attempt < self._limits.attempts + _FAIL_TRIES
+        )
 
     async def _serve_addressed(self, message: ReceivedMessage) -> None:
         """Serve a message of this instance's LiteTopic."""
         with contextlib.suppress(EnvelopeError):
-            if self._handover.hear(message.body(limit=_MOST_MESSAGE_BYTES)):
+            if self._handover.hear(message.body(limit=MOST_MESSAGE_BYTES)):
                 return
-        envelope = await self._read(message)
+        envelope = await self._intake.read(message)
         if envelope is None:
             return
         request = RpcRequest.read(envelope.body)
@@ -317,26 +342,6 @@ class Bridge:
         else:
             await delivery.release()
         return True
-
-    async def _read(self, message: ReceivedMessage) -> RequestEnvelope | None:
-        """The request in a message; None for one that is set aside."""
-        body = b""
-        try:
-            body = message.body(limit=_MOST_MESSAGE_BYTES)
-            envelope = RequestEnvelope.decode(body)
-        except EnvelopeError as error:
-            await self._set_aside(message, str(error))
-            await self._publisher.answer_unreadable(body, error, allowed=self._reply_topics)
-            return None
-        if envelope.reply_topic in self._reply_topics:
-            return envelope
-        await self._set_aside(
-            message,
-            f"Request {envelope.request_id} wants its answer on topic {envelope.reply_topic!r}, which this server does "
-            "not write to. Allow it with RocketMQConfig.allowed_reply_topics (ROCKETMQ_ALLOWED_REPLY_TOPICS) if it is "
-            "right.",
-        )
-        return None
 
     async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
         """Run a request, unless it runs or ran here already, and settle its deliveries."""
@@ -477,7 +482,9 @@ class Bridge:
     async def _call_app(
         self, envelope: RequestEnvelope, delivery: Delivery, response: Response, receive: Receive
     ) -> None:
-        scope = http_scope(envelope, delivery.message, path=self._path, attempt=delivery.attempt)
+        scope = http_scope(
+            envelope, delivery.message, path=self._path, attempt=delivery.attempt, given_up=delivery.given_up
+        )
         try:
             await self._app(scope, receive, response.send)
         except Exception:
@@ -497,12 +504,6 @@ class Bridge:
                 f"The response to request {envelope.request_id} ended before its task did. "
                 "The task may go on: ask for it (GetTask), or subscribe to it.",
             )
-
-    async def _set_aside(self, message: ReceivedMessage, reason: str) -> None:
-        self.counters.refused += 1
-        logger.warning("Message %s of topic %r is set aside: %s", message.message_id, message.topic, reason)
-        state_topic, timeout = self._instance_consumer.topic, self._timeouts.send
-        await bury(self._producer, state_topic, message, reason, agent=self.topic, timeout=timeout)
 
     def _is_answered(self, key: tuple[str, str], delivery: Delivery) -> bool:
         # With a delivery in between, its caller may listen to a worker that is dead.

@@ -3,7 +3,7 @@
 An executor may ignore a cancel, swallow it and complete, fail without a word, or go on after it has said that it is
 done. The a2a-sdk passes all of that on: a task that was canceled becomes completed, or works for ever. Here the first
 final state is the task's end and nothing passes after it; a cancel ends the task within `STOP_GRACE` whether or not
-the executor obeys; and a run that says nothing ends as failed.
+the executor obeys; a run that says nothing ends as failed; and so does, without being run, what kills its workers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from a2a.server.agent_execution import RequestContext
     from a2a.server.events import Event
 
-__all__ = ["STOP_GRACE", "OneEnd", "is_end"]
+__all__ = ["CARRIED", "STOP_GRACE", "OneEnd", "is_end"]
 
 logger = logging.getLogger(__name__)
+
+CARRIED = "rocketmq"
+"""Key in a call's state: what the bridge says of a request, None for one that came over HTTP."""
 
 STOP_GRACE = 15.0
 """Seconds that a cancelled executor gets to end its task and itself; then the task ends without it."""
@@ -100,7 +103,10 @@ class OneEnd(AgentExecutor):
         progress = self._enter(context)
         gate = _Gate(event_queue, progress)
         try:
-            await self._run(context, gate)
+            if (why := _given_up(context)) is None:
+                await self._run(context, gate)
+            else:
+                await gate.enqueue_event(_failed(context, why))
         except A2AError:
             # The executor's own refusal, where it is the answer.
             if not progress.said:
@@ -167,6 +173,20 @@ class OneEnd(AgentExecutor):
         progress.users -= 1
         if not progress.users:
             self._tasks.pop(cast("str", context.task_id), None)
+
+
+def _given_up(context: RequestContext) -> str | None:
+    """Why a task is to fail instead of being worked on, as the bridge says; None for work."""
+    carried = context.call_context.state.get(CARRIED)
+    return carried["given_up"] if carried else None
+
+
+def _failed(context: RequestContext, why: str) -> Task | TaskStatusUpdateEvent:
+    update = _status(context, TaskState.TASK_STATE_FAILED, why)
+    if context.current_task is not None:
+        return update
+    history = [] if context.message is None else [context.message]
+    return Task(id=update.task_id, context_id=update.context_id, status=update.status, history=history)
 
 
 def _state(event: Event) -> TaskState | None:

@@ -54,6 +54,7 @@ class Delivery:
         offer: The offer, when another instance has the lease.
         tier: The tier whose topic it came from.
         arrived: When it came, on the event loop's clock.
+        given_up: Why its task is to fail instead of being worked on; None for work.
     """
 
     message: ReceivedMessage
@@ -61,6 +62,7 @@ class Delivery:
     offer: Offer | None = None
     tier: Tier = Tier.NORMAL
     arrived: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    given_up: str | None = None
 
     def time_left(self, envelope: RequestEnvelope) -> float:
         """Seconds for which the caller still waits, by the servers' clocks; infinite where it sets no limit."""

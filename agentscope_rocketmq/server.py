@@ -177,6 +177,7 @@ class A2AServer:
         self._public_url = public_url
         self._instance = f"i-{uuid.uuid4().hex}"
         self._app: Any = None
+        self._fails_tasks = False  # an app of others does not know how
         self._url: str | None = None
         self._home = Home(f"The server of agent {self._card.name!r}")
         self._starting = False
@@ -204,6 +205,7 @@ class A2AServer:
                 push_url_validator=push_url_validator,
             )
 
+        self._fails_tasks = True
         self._make_app: Callable[[AgentCard, str], Any] = make_app
 
     @property
@@ -378,6 +380,7 @@ class A2AServer:
             instance_consumer=LiteConsumer(connection, config.state_topic, config.state_group, connect_timeout=connect),
             instance=instance,
             path=path,
+            fails_tasks=self._fails_tasks,
         )
         return await stack.enter_async_context(bridge)
 

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -156,7 +157,8 @@ class Ledger:
 class Counter(AgentExecutor):
     """Answers `NAME COUNT` with that many numbers as a stream, `NAME` with numbers until `enough[NAME]` is set.
 
-    `NAME COUNT SECONDS` holds the interpreter's lock for that long, once, when the ledger says `hold NAME`.
+    `NAME COUNT SECONDS` holds the interpreter's lock for that long, once, when the ledger says `hold NAME`;
+    `NAME COUNT dies` kills its own process with -9 after its first number.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -185,6 +187,8 @@ class Counter(AgentExecutor):
             if last:
                 break
             await asyncio.sleep(INTERVAL)
+            if hold == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
             if hold and self.ledger.count("hold", name) > self.ledger.count("held", name):
                 self.ledger.note("held", name)
                 # A C call that does not let go of the GIL: nothing else of this process runs, no thread either.

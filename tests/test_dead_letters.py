@@ -1,4 +1,4 @@
-"""Requests that no worker can serve: an error for their callers, a dead letter for those who run the agent."""
+"""Requests that no worker can serve: a failed task for their callers, a dead letter for those who run the agent."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import signal
 import sys
 import uuid
 
 import pytest
+from a2a.types import GetTaskRequest, TaskState
 from a2a.utils.errors import InternalError
+from agentscope.message import UserMsg
 
-from agentscope_rocketmq import RocketMQ
-from agentscope_rocketmq.config import Limits
+from agentscope_rocketmq import A2AServer, RocketMQ
+from agentscope_rocketmq.config import Limits, Timeouts
 from agentscope_rocketmq.deadletters import DeadLetters, dead_letter_topic
 from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import ConfigurationError
@@ -22,7 +26,8 @@ from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.message import LITE_TOPIC_NAME, Message
 from tests.agents import make_echo_agent
-from tests.services import card_for, reply, server_for
+from tests.faults import Ledger, process
+from tests.services import card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
 
@@ -51,21 +56,38 @@ async def fails(connection, names, *, times):
                 return
 
 
-async def test_a_request_that_no_worker_serves_is_an_error_and_a_dead_letter_and_can_be_tried_again_once(
-    config, names, connection, producer
+def in_version(card, version):
+    [interface] = card["supportedInterfaces"]
+    return card | {"supportedInterfaces": [interface | {"protocolVersion": version}]}
+
+
+async def ended(client, text):
+    """The task that a message began, as it ended."""
+    task_id = None
+    async for event in client.send_message(request(text)):
+        task_id = event.task.id if event.HasField("task") else task_id
+    assert task_id is not None
+    return await client.get_task(GetTaskRequest(id=task_id))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_request_that_no_worker_serves_is_a_failed_task_and_a_dead_letter_and_can_be_tried_again_once(
+    config, names, connection, producer, streaming
 ):
     async with (
         RocketMQ(config) as rocketmq,
         await rocketmq.client(card_for(config, names.topic), session="s") as client,
     ):
-        call = asyncio.create_task(reply(client, "deadly"))
+        client._config.streaming = streaming  # type: ignore[attr-defined]
+        call = asyncio.create_task(ended(client, "deadly"))
         async with asyncio.timeout(LIMIT):
             await fails(connection, names, times=2)
         async with server_for(make_echo_agent, config, names.topic) as server:
             async with asyncio.timeout(LIMIT):
-                with pytest.raises(InternalError, match=r"given up after \d+ deliveries"):
-                    await call
-            assert server.bridges[0].counters.taken == 0
+                task = await call
+            assert task.status.state == TaskState.TASK_STATE_FAILED
+            assert re.search(r"given up after \d+ deliveries", task.status.message.parts[0].text)
+            assert [message.parts[0].text for message in task.history] == ["deadly"]
             assert await reply(client, "harmless") == "echo:harmless"
             async with dead_letters(config, connection, producer, names.topic) as box:
                 [letter] = await box.list()
@@ -82,6 +104,76 @@ async def test_a_request_that_no_worker_serves_is_an_error_and_a_dead_letter_and
                     await box.retry(letter.id)
                 with pytest.raises(ConfigurationError, match="no dead letter 999"):
                     await box.find(999)
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.3"])
+async def test_a_request_that_kills_its_workers_ends_as_one_failed_task(
+    config, names, connection, producer, tmp_path, version
+):
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10), "limits": Limits(attempts=3)})
+    ledger = Ledger(tmp_path / "ledger")
+    async with (
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(in_version(card_for(config, names.topic), version), session="s") as client,
+    ):
+
+        async def follow():
+            return [event async for event in client.send_message(request("deadly 3 dies"))]
+
+        following = asyncio.create_task(follow())
+        for number in range(3):
+            with process("work", config, names.topic, str(ledger.path)) as worker:
+                assert await asyncio.to_thread(worker.wait, LIMIT) == -signal.SIGKILL
+            assert ledger.count("begin", "deadly") == number + 1
+        with process("work", config, names.topic, str(ledger.path)):
+            # It costs nobody else anything, and is not begun once more.
+            assert await reply(client, "harmless 3") == "012"
+            async with asyncio.timeout(LIMIT):
+                events = await following
+            [task_id] = {event.task.id for event in events if event.HasField("task")}
+            task = await client.get_task(GetTaskRequest(id=task_id))
+        assert ledger.count("begin", "deadly") == 3
+        # Of the numbers that the cut runs gave out none is left.
+        last = events[-1].task if events[-1].HasField("task") else events[-1].status_update
+        assert (task.status.state, last.status.state) == (TaskState.TASK_STATE_FAILED,) * 2
+        assert "given up" in last.status.message.parts[0].text
+        assert not task.artifacts
+        async with dead_letters(config, connection, producer, names.topic) as box:
+            letters = await box.list()
+            assert letters
+            assert all(letter.request is not None and "deadly 3 dies" in letter.request.body for letter in letters)
+
+
+async def test_an_agentscope_agent_is_told_why_its_request_failed(config, names, connection):
+    async with (
+        RocketMQ(config) as rocketmq,
+        await rocketmq.agent(card_for(config, names.topic), session="s") as agent,
+    ):
+        call = asyncio.create_task(agent.reply(UserMsg("user", "deadly")))
+        async with asyncio.timeout(LIMIT):
+            await fails(connection, names, times=2)
+            async with server_for(make_echo_agent, config, names.topic):
+                answer = await call
+        assert "given up after" in answer.get_text_content()
+
+
+async def test_an_app_that_can_not_fail_tasks_has_the_caller_told_by_an_error(config, names, connection):
+    async with (
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(card_for(config, names.topic), session="s") as client,
+    ):
+        call = asyncio.create_task(reply(client, "deadly"))
+        async with asyncio.timeout(LIMIT):
+            await fails(connection, names, times=2)
+            asked = []
+
+            async def app(scope, _receive, _send):
+                asked.append(scope["type"])
+
+            async with A2AServer.from_app(app, card=card_for(config, names.topic), config=config):
+                with pytest.raises(InternalError, match=r"given up after \d+ deliveries"):
+                    await call
+            assert "http" not in asked
 
 
 async def test_what_is_no_request_and_what_names_a_forbidden_topic_are_dead_letters(
