@@ -129,7 +129,7 @@ class Limits(BaseModel):
         caller_share: Largest part of `concurrency` that one caller may have, above 0 and up to 1, so that one who sends
             much leaves room for others; one place at least. A caller is who a gateway says it is, else whose
             credentials come with the request, else a session.
-        attempts: How often a request is delivered before it is given up: its caller gets an error, and it becomes a
+        attempts: How often a request is delivered before it is given up: its task fails, and it becomes a
             dead letter. Each worker that dies or stops while it has it costs one. RocketMQ itself gives up at 16.
         request_bytes: Largest request body a server accepts, and largest a caller sends. What does not fit into a
             message (4 MiB) travels in parts, to servers whose card says that they read them.
