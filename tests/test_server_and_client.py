@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from agentscope.message import UserMsg
 from agentscope_rocketmq import A2AServer, AgentScopeExecutor, RocketMQ
 from agentscope_rocketmq.app import A2AApp, BoundedTaskStore
 from agentscope_rocketmq.card import JSONRPC, ROCKETMQ, complete_card, parse_card
+from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.errors import (
     BrokerUnreachable,
     CardError,
@@ -175,8 +177,16 @@ async def test_serve_ends_cleanly_at_sigterm_with_exit_code_zero(config, topic, 
     assert (process.returncode, errors.decode()) == (0, "")
 
 
-async def test_the_kept_card_reaches_an_agent_whose_processes_are_all_down(config, topic, tmp_path):
-    async with server_for(make_echo_agent, config, topic) as server:
+@pytest.fixture
+def ports():
+    with contextlib.closing(Ports()) as held:
+        yield held
+
+
+async def test_the_kept_card_reaches_an_agent_whose_processes_are_all_down(config, topic, tmp_path, ports):
+    # Held: when its server is gone, nobody else's gets it.
+    port = ports.choose()
+    async with server_for(make_echo_agent, config, topic, port=port) as server:
         url = server.url
         async with RocketMQ(config, card_cache=tmp_path) as rocketmq:
             await rocketmq.card(url)
