@@ -102,9 +102,11 @@ class Seam:
         seam = [self._restarted(ids, subject, response)] if is_open else []
         if self._task == ids:
             seam += [_emptied(ids, artifact, response) for artifact in self._artifacts]
-            # That the task begins is no news.
-            if not (is_task and is_open and not subject.get("artifacts")):
+            if not is_task or subject.get("artifacts"):
                 seam.append(first.data)
+            elif not is_open:
+                seam.append(_update(ids, subject, response))
+            # That the task begins is no news.
         else:
             # The reader knows of nothing yet, or the application names its tasks anew and the reader has two.
             seam.insert(0 if is_task else len(seam), first.data)
@@ -139,6 +141,14 @@ class Seam:
         if legacy:
             return _response(response, {"kind": "status-update", "final": False, **update})
         return _response(response, {"statusUpdate": update})
+
+
+def _update(ids: tuple[str, str], task: Mapping[str, Any], response: Mapping[str, Any]) -> str:
+    """The state that a task is in, for a reader who knows the task."""
+    update = {"taskId": ids[0], "contextId": ids[1], "status": task.get("status")}
+    if "kind" in task:
+        return _response(response, {"kind": "status-update", "final": True, **update})
+    return _response(response, {"statusUpdate": update})
 
 
 def _emptied(ids: tuple[str, str], artifact: str, response: Mapping[str, Any]) -> str:

@@ -3,15 +3,19 @@
 python -m tests.faults work CONFIG TOPIC LEDGER     a worker in a process of its own, to be killed
 python -m tests.faults call CONFIG TOPIC TEXT       a caller in a process of its own, to be killed
 python -m tests.faults call-in CONFIG TOPIC "SESSION TEXT"      one that calls in a session
+python -m tests.faults work-bulk CONFIG TOPIC LEDGER            a worker whose answers are large
+python -m tests.faults call-bulk CONFIG TOPIC "NAME MEGABYTES"  a caller whose request is large
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ctypes
 import itertools
 import os
+import random
 import signal
 import socket
 import struct
@@ -26,6 +30,7 @@ from a2a.server.tasks import TaskUpdater
 from a2a.types import Part, Task, TaskState, TaskStatus
 
 from agentscope_rocketmq import A2AServer, RocketMQ, RocketMQConfig
+from agentscope_rocketmq.card import LARGE_BODIES_EXTENSION
 from agentscope_rocketmq.dev.ports import Ports
 from agentscope_rocketmq.rerun import RESTART_EXTENSION
 from tests.services import card_for, request
@@ -46,6 +51,7 @@ class Wire:
     Attributes:
         endpoint: `host:port` to connect to instead.
         accepted: Connections so far.
+        sent: What was passed on to the server since `hold_after`.
     """
 
     def __init__(self, target: str) -> None:
@@ -53,6 +59,8 @@ class Wire:
         self._ports = Ports()
         self.endpoint = ""
         self.accepted = 0
+        self.sent = bytearray()
+        self._most: int | None = None
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
@@ -101,6 +109,16 @@ class Wire:
         """End a blackhole; what was held is passed on."""
         self._passes.set()
 
+    def hold_after(self, count: int) -> None:
+        """Pass some bytes on to the server, then be a blackhole: as many as these, and what is left of a read."""
+        self.sent.clear()
+        self._most = count
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is passed on."""
+        return not self._passes.is_set()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         task = asyncio.current_task()
@@ -120,7 +138,7 @@ class Wire:
 
     async def _pass_both_ways(self, reader, writer, far_reader, far_writer):
         pumps = [
-            asyncio.create_task(self._pump(reader, far_writer)),
+            asyncio.create_task(self._pump(reader, far_writer, to_server=True)),
             asyncio.create_task(self._pump(far_reader, writer)),
         ]
         try:
@@ -132,9 +150,14 @@ class Wire:
             self._writers.discard(far_writer)
             far_writer.transport.abort()
 
-    async def _pump(self, reader, writer):
+    async def _pump(self, reader, writer, *, to_server=False):
         while data := await reader.read(64 * 1024):
             await self._passes.wait()
+            if to_server and self._most is not None:
+                self.sent += data
+                if len(self.sent) >= self._most:
+                    self.blackhole()
+                    self._most = None
             writer.write(data)
             await writer.drain()
 
@@ -198,6 +221,32 @@ class Counter(AgentExecutor):
 
     async def cancel(self, context, event_queue):
         await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+
+class Bulk(AgentExecutor):
+    """Answers `NAME MEGABYTES` with the `bulk` of that in one artifact."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    async def execute(self, context, event_queue):
+        name, megabytes = context.get_user_input().split()[:2]
+        self.ledger.note("begin", name)
+        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.add_artifact([Part(text=bulk(name, int(megabytes)))])
+        await updater.complete()
+        self.ledger.note("end", name)
+
+    async def cancel(self, context, event_queue):
+        await TaskUpdater(event_queue, context.task_id, context.context_id).cancel()
+
+
+def bulk(name: str, megabytes: int) -> str:
+    """So much text, the same for the same name; compression saves a quarter of it."""
+    data = random.Random(name).randbytes(megabytes * 1024 * 1024 * 3 // 4)
+    return base64.b64encode(data).decode()
 
 
 class Follower:
@@ -286,6 +335,21 @@ async def _work(config: RocketMQConfig, topic: str, ledger: str) -> None:
     await A2AServer.from_executor(counter, card=card_for(config, topic), config=config).serve(port=0)
 
 
+async def _work_bulk(config: RocketMQConfig, topic: str, ledger: str) -> None:
+    bulky = Bulk(Ledger(Path(ledger)))
+    await A2AServer.from_executor(bulky, card=card_for(config, topic), config=config).serve(port=0)
+
+
+async def _call_bulk(config: RocketMQConfig, topic: str, name_and_megabytes: str) -> None:
+    name, megabytes = name_and_megabytes.split()
+    params = {"topic": config.state_topic, "requestBytes": config.limits.request_bytes}
+    extensions = [{"uri": LARGE_BODIES_EXTENSION, "params": params}]
+    card = card_for(config, topic, capabilities={"streaming": True, "extensions": extensions})
+    async with RocketMQ(config, card_cache=None) as rocketmq, await rocketmq.client(card) as client:
+        async for _event in client.send_message(request(f"{name} 1 {bulk(name, int(megabytes))}")):
+            pass
+
+
 async def _call(config: RocketMQConfig, topic: str, text: str) -> None:
     async with RocketMQ(config, card_cache=None) as rocketmq, await rocketmq.client(card_for(config, topic)) as client:
         async for _event in client.send_message(request(text)):
@@ -305,7 +369,7 @@ async def _call_in(config: RocketMQConfig, topic: str, session_and_text: str) ->
 if __name__ == "__main__":
     _role, _config, *_arguments = sys.argv[1:]
     asyncio.run(
-        {"work": _work, "call": _call, "call-in": _call_in}[_role](
+        {"work": _work, "call": _call, "call-in": _call_in, "work-bulk": _work_bulk, "call-bulk": _call_bulk}[_role](
             RocketMQConfig.model_validate_json(_config), *_arguments
         )
     )

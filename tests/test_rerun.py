@@ -141,6 +141,20 @@ def test_nothing_is_said_after_the_end(legacy):
 
 
 @both
+def test_a_task_that_ends_without_being_run_again_is_an_update_of_the_one_that_is_known(legacy):
+    failed = task(legacy, state="FAILED")
+    results = given([task(legacy), chunk(legacy, "old")], [failed])
+    assert kinds(legacy, results) == ["submitted", "=a:old", "=a:", "failed"]
+    update = results[-1] if legacy else results[-1]["statusUpdate"]
+    assert (update["taskId"], update["contextId"]) == ("t", "c")
+    if legacy:
+        assert (update["kind"], update["final"]) == ("status-update", True)
+    exchange, _ = opened()
+    [data] = data_of(feed_all(exchange, [ours(0, result_event(failed), attempt=2)]))
+    assert json.loads(data)["result"] == failed
+
+
+@both
 def test_a_worker_that_dies_after_the_end_of_its_task_leaves_nothing_to_add(legacy):
     """Its last message, which only says that the response is over, never came."""
     exchange, call = opened()

@@ -56,7 +56,7 @@ async def test_a_session_that_sleeps_past_its_expiration_is_a_gap(engine, monkey
             assert await texts(session, 1, after=cursor) == ["3"]
             async with Listening(session) as asleep:
                 await asleep.count(0)
-                await expire(config)
+                await expire(config, config.reply_topic)
                 await until_gone(session)
                 with pytest.raises(ReplayGapError, match="Nothing is kept") as caught:
                     await heard(rocketmq.session("sleeper"), 1, after=cursor, observe=True)
@@ -71,12 +71,12 @@ async def test_a_session_that_sleeps_past_its_expiration_is_a_gap(engine, monkey
             assert await texts(session, 1, after=caught.value.oldest) == ["of another life"]
 
 
-async def expire(config):
+async def expire(config, topic):
     """LiteTopics of the topic live for the shortest time that there is: a minute here, none there."""
     async with Admin(config.namesrv) as admin:
         for broker in (await admin.brokers()).values():
             attributes = {"message.type": "LITE", "lite.topic.expiration": "1"}
-            await admin.put_topic(broker, TopicSettings(config.reply_topic, attributes))
+            await admin.put_topic(broker, TopicSettings(topic, attributes))
 
 
 async def until_gone(session):
