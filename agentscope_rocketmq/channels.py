@@ -55,7 +55,7 @@ CLOSE_SECONDS = 15.0
 # Acking what was read of a session that is left, where nobody answers.
 LEAVE_SECONDS = 3.0
 # So many messages before a cursor are read again, to know which runs of which requests were heard there.
-LOOK_BACK = 32
+LOOK_BACK = 8
 # Requests of which it is known which agent was asked.
 _AGENTS = 10_000
 
