@@ -4,16 +4,17 @@ The rooms, in the order data flows::
 
     errors       every error this package raises on purpose
     config       RocketMQConfig, Timeouts, Limits
+    blobs        what a blob store is; directory is the built-in one, claims takes bodies there and from there
     card         agent card <-> RocketMQ address; fetch gets cards over HTTP and keeps them
     client       RocketMQ: agent(), client(), session(), register(); chooses the transport from the card; remote is
                  agent()'s part
-    transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients
+    transport    an httpx transport over RocketMQ, beneath the a2a-sdk's own clients; carrier is what they share
     routes       which server instance runs a task
     owners       who a caller is: bearer tokens, and what a gateway asserts about an owner
     session      a conversation by its name: events(), from any place on; survey finds the place
     channels     the LiteTopics of sessions, one reader each (channel), and what is acked of them; reading is where
                  that begins; pending has the calls that wait, listening those who listen
-    envelope     what goes into a message; jsonrpc and sse read what it carries
+    envelope     what goes into a message, fields are its fields; jsonrpc and sse read what it carries
     exchange     the caller's half: messages -> one response, each event once and in order; rerun joins two runs. No I/O
     replay       messages of a session -> its events, the same each time; cursor is their place, taps tells copies of
                  streams that two requests listen to. No I/O
@@ -42,10 +43,12 @@ from typing import TYPE_CHECKING
 from agentscope_rocketmq._version import __version__
 
 if TYPE_CHECKING:
+    from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.card import Address, Choice
     from agentscope_rocketmq.client import RocketMQ, call_context
     from agentscope_rocketmq.config import Limits, RocketMQConfig, Timeouts
     from agentscope_rocketmq.cursor import CURSOR_EXTENSION, Cursor, cursor_of
+    from agentscope_rocketmq.directory import DirectoryBlobStore
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.events import AGENT_EVENTS_EXTENSION, agent_events
     from agentscope_rocketmq.executor import AgentScopeExecutor
@@ -61,8 +64,10 @@ __all__ = [
     "Address",
     "AgentScopeExecutor",
     "AgentScopeRocketMQError",
+    "BlobStore",
     "Choice",
     "Cursor",
+    "DirectoryBlobStore",
     "Limits",
     "RocketMQ",
     "RocketMQConfig",
@@ -83,8 +88,10 @@ _HOMES = {
     "Address": "card",
     "AgentScopeExecutor": "executor",
     "AgentScopeRocketMQError": "errors",
+    "BlobStore": "blobs",
     "Choice": "card",
     "Cursor": "cursor",
+    "DirectoryBlobStore": "directory",
     "cursor_of": "cursor",
     "Limits": "config",
     "RocketMQ": "client",

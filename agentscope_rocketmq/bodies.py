@@ -1,4 +1,4 @@
-"""Large requests: their bodies travel in parts, beside the topic that workers share.
+"""Large requests: their bodies travel in parts, or lie in a blob store, beside the topic that workers share.
 
 The parts of one request must reach one worker, in order, and the next one when that dies. On the agent's topic they
 would be spread over all workers. So each large body has a LiteTopic of its own on the LITE topic that the agent's card
@@ -15,14 +15,17 @@ import logging
 import uuid
 from typing import TYPE_CHECKING
 
-from agentscope_rocketmq.envelope import BodyPart, BodyReference, Part
+from agentscope_rocketmq.claims import Claims
+from agentscope_rocketmq.envelope import BodyPart, BodyReference, ClaimedBody, Part
 from agentscope_rocketmq.errors import BrokerError, ClosedError, EnvelopeError, SessionTakenOver
+from agentscope_rocketmq.jsonrpc import excerpt
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.rocketmq.lite import LiteConsumer
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
@@ -86,12 +89,16 @@ class BodyReceiver:
         consumer: Reads the LITE topic that the agent's card names; its owner passes on to `hear` what comes.
         spools: Where bodies are put together.
         patience: Seconds to wait for the next part.
+        blobs: Where bodies may be that do not come in parts; None for nowhere.
     """
 
-    def __init__(self, consumer: LiteConsumer, *, spools: Spools, patience: float) -> None:
+    def __init__(
+        self, consumer: LiteConsumer, *, spools: Spools, patience: float, blobs: BlobStore | None = None
+    ) -> None:
         self._consumer = consumer
         self._spools = spools
         self._patience = patience
+        self._claims = Claims(blobs, spools=spools, patience=patience)
         self._reading: dict[str, asyncio.Queue[ReceivedMessage | None]] = {}
         self._reserved = 0
         self._freed = asyncio.Condition()
@@ -114,7 +121,7 @@ class BodyReceiver:
         Raises:
             EnvelopeError: It never came, or is not what the envelope says, or more than may be taken.
             SessionTakenOver: Another worker has it now.
-            BrokerError: It can't be read.
+            BrokerError, BlobStoreError: It can't be read.
         """
         large = envelope.large
         assert large is not None  # noqa: S101  (asked for large requests only)
@@ -123,20 +130,37 @@ class BodyReceiver:
                 f"The request has {large.size} bytes; this agent takes {self._spools.most}. Send less, or raise "
                 "Limits.request_bytes of its server."
             )
+        async with self._room(large.size):
+            with self._spools.open() as spool:
+                if isinstance(large, ClaimedBody):
+                    await self._claim(envelope.request_id, large, spool)
+                else:
+                    await self._collect(envelope.request_id, large, spool)
+                if await asyncio.to_thread(lambda: excerpt(spool.read())) != envelope.body:
+                    raise EnvelopeError(f"Request {envelope.request_id} is not the one that its envelope tells of.")
+                yield spool
+
+    async def forget(self, envelope: RequestEnvelope) -> None:
+        """A request is done with: what a blob store has of it is deleted."""
+        if isinstance(envelope.large, ClaimedBody):
+            await self._claims.delete(envelope.large.claim)
+
+    async def _claim(self, request_id: str, large: ClaimedBody, spool: Spool) -> None:
+        try:
+            await self._claims.fetch(large.claim, spool, size=large.size, sha256=large.sha256)
+        except EnvelopeError as error:
+            raise EnvelopeError(f"The body of request {request_id} can't be had: {error}. Send it again.") from None
+
+    async def _collect(self, request_id: str, large: BodyReference, spool: Spool) -> None:
         if large.lite_topic in self._reading:
-            raise EnvelopeError(f"The body of request {envelope.request_id} is being read by another request.")
+            raise EnvelopeError(f"The body of request {request_id} is being read by another request.")
         queue = self._reading[large.lite_topic] = asyncio.Queue()
         try:
-            async with self._room(large.size):
-                with self._spools.open() as spool:
-                    try:
-                        await self._read(envelope.request_id, large, queue, spool)
-                    finally:
-                        # Acked to its end, or left to the next reader, who begins at the start.
-                        with contextlib.suppress(BrokerError, ClosedError):
-                            await self._consumer.unsubscribe([large.lite_topic])
-                    yield spool
+            await self._read(request_id, large, queue, spool)
         finally:
+            # Acked to its end, or left to the next reader, who begins at the start.
+            with contextlib.suppress(BrokerError, ClosedError):
+                await self._consumer.unsubscribe([large.lite_topic])
             self._reading.pop(large.lite_topic, None)
 
     @contextlib.asynccontextmanager

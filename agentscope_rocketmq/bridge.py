@@ -13,16 +13,15 @@ import contextlib
 import dataclasses
 import logging
 import uuid
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Self
 
 from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
 from agentscope_rocketmq.bodies import PART_OVERHEAD, BodyReceiver
 from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
-from agentscope_rocketmq.errors import BrokerError, EnvelopeError, SessionTakenOver
+from agentscope_rocketmq.errors import BlobStoreError, BrokerError, EnvelopeError, SessionTakenOver
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.intake import MOST_MESSAGE_BYTES, Intake
-from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest, excerpt
+from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.publisher import Publisher
 from agentscope_rocketmq.reply import ReplyEncoder
@@ -35,7 +34,7 @@ from agentscope_rocketmq.routes import (
     new_task_id,
     same_server,
 )
-from agentscope_rocketmq.runs import BridgeCounters, Delivery, Run
+from agentscope_rocketmq.runs import Answered, BridgeCounters, Delivery, Run
 from agentscope_rocketmq.slots import Slots
 from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.taskchannels import TaskChannels
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from agentscope_rocketmq.asgi import ASGIApp
+    from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
@@ -53,8 +53,6 @@ __all__ = ["Bridge"]
 
 logger = logging.getLogger(__name__)
 
-# Requests answered not long ago: a copy of one (a send repeated, a lost ack) is acked, not run again.
-_ANSWERED = 10_000
 # What a stopping bridge still says to those who wait for it, it says within this.
 _LAST_WORDS = 2.0
 _FAIL_TRIES = 5  # deliveries of a request that is given up at which its task may still be failed
@@ -76,6 +74,7 @@ class Bridge:
         limits: `concurrency`, `caller_share`, `response_buffer_bytes` and those of large bodies count here.
         path: Path of the app's JSON-RPC endpoint.
         fails_tasks: Whether the app ends a request whose scope says `given_up` with a failed task.
+        blobs: Where large bodies may be, for callers that share it; None for nowhere.
 
     Attributes:
         counters: What it has done.
@@ -96,6 +95,7 @@ class Bridge:
         instance: str,
         path: str = "/",
         fails_tasks: bool = False,
+        blobs: BlobStore | None = None,
     ) -> None:
         self.counters = BridgeCounters()
         self.failure: BaseException | None = None
@@ -104,7 +104,8 @@ class Bridge:
         self._consumers = consumers
         self._caller_of = caller_of
         self._producer = producer
-        self._publisher = Publisher(producer, timeout=timeouts.send)
+        large = min(limits.blob_bytes, limits.response_buffer_bytes)
+        self._publisher = Publisher(producer, timeout=timeouts.send, blobs=blobs, store_above=large)
         self._intake = Intake(
             producer,
             self._publisher,
@@ -126,7 +127,10 @@ class Bridge:
         )
         self._task_channels = TaskChannels(instance_consumer)
         self._bodies = BodyReceiver(
-            instance_consumer, spools=Spools.of(limits, most=limits.request_bytes), patience=timeouts.parts
+            instance_consumer,
+            spools=Spools.of(limits, most=limits.request_bytes),
+            patience=timeouts.parts,
+            blobs=blobs,
         )
         self._fails_tasks = fails_tasks
         self._timeouts = timeouts
@@ -135,7 +139,7 @@ class Bridge:
         self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}
-        self._answered: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._answered = Answered()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
 
@@ -319,7 +323,7 @@ class Bridge:
     async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
-        if self._is_answered(key, delivery) or key in self._running or delivery.time_left(envelope) <= 0:
+        if self._answered.settles(key, delivery) or key in self._running or delivery.time_left(envelope) <= 0:
             return False
         task = asyncio.current_task()
         if task is not None:
@@ -337,7 +341,7 @@ class Bridge:
             return False
         if outcome is Outcome.DONE:
             self.counters.handed_over += 1
-            self._remember(key, delivery.attempt)
+            self._answered.add(key, delivery.attempt)
             await delivery.ack()
         else:
             await delivery.release()
@@ -346,7 +350,7 @@ class Bridge:
     async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
         """Run a request, unless it runs or ran here already, and settle its deliveries."""
         key = _key(envelope)
-        if self._is_answered(key, delivery):
+        if self._answered.settles(key, delivery):
             self.counters.repeated += 1
             await self._settle(delivery, complete=True)
             return
@@ -369,10 +373,12 @@ class Bridge:
                 report.cancel()
             if complete:
                 self.counters.answered += 1
-                self._remember(key, run.attempt)
+                self._answered.add(key, run.attempt)
             if not cancelled():
                 for each in run.deliveries:
                     await self._settle(each, complete=complete)
+                if complete and delivery.given_up is None:  # a dead letter may be sent again
+                    await self._bodies.forget(envelope)
             else:
                 # Leases are given back when all that is at work has ended; other instances are told now.
                 await self._say_last(*(self._settle(each, complete=False) for each in run.deliveries if each.offer))
@@ -407,6 +413,7 @@ class Bridge:
             wants_stream=request.wants_stream,
             rpc_id=request.id,
             max_body_bytes=self._limits.response_bytes,
+            store_above=self._publisher.store_above(envelope),
         )
         size = len(envelope.body.encode())
         response = Response(encoder, limit=self._limits.response_buffer_bytes)
@@ -433,7 +440,7 @@ class Bridge:
                 await self._answer(envelope, request, delivery, response)
             response.changed.set()
             return await publishing
-        except (BrokerError, SessionTakenOver) as error:
+        except (BrokerError, BlobStoreError, SessionTakenOver) as error:
             logger.warning("Request %s is given back: %s", envelope.request_id, error)
             return False
         except asyncio.CancelledError:
@@ -469,15 +476,16 @@ class Bridge:
             return
         try:
             async with self._bodies.fetch(envelope) as body:
-                text = await asyncio.to_thread(lambda: excerpt(body.read()))
-                if text != envelope.body:
-                    raise EnvelopeError(f"Request {envelope.request_id} is not the one that its envelope tells of.")  # noqa: TRY301
                 receive = Receive(body, response.over, rpc_id=request.id)
                 await self._call_app(envelope, delivery, response, receive)
         except EnvelopeError as error:
             self.counters.refused += 1
             logger.warning("%s", error)
             response.encoder.fail(INVALID_REQUEST, str(error))
+        except BlobStoreError as error:
+            if delivery.given_up is None:
+                raise
+            response.encoder.fail(INTERNAL_ERROR, f"{delivery.given_up} {error}")
 
     async def _call_app(
         self, envelope: RequestEnvelope, delivery: Delivery, response: Response, receive: Receive
@@ -504,16 +512,6 @@ class Bridge:
                 f"The response to request {envelope.request_id} ended before its task did. "
                 "The task may go on: ask for it (GetTask), or subscribe to it.",
             )
-
-    def _is_answered(self, key: tuple[str, str], delivery: Delivery) -> bool:
-        # With a delivery in between, its caller may listen to a worker that is dead.
-        answered = self._answered.get(key)
-        return answered is not None and delivery.attempt <= answered + 1
-
-    def _remember(self, key: tuple[str, str], attempt: int) -> None:
-        self._answered[key] = attempt
-        while len(self._answered) > _ANSWERED:
-            self._answered.popitem(last=False)
 
 
 def _key(envelope: RequestEnvelope) -> tuple[str, str]:

@@ -229,10 +229,12 @@ class LargeBodies:
     Attributes:
         topic: LITE topic that the parts of a body go to; it lies beside the agent's topics.
         request_bytes: Largest request that they take.
+        blob_store: Name of the blob store in which they find bodies as well; None for none.
     """
 
     topic: str
     request_bytes: int
+    blob_store: str | None = None
 
 
 def large_bodies(card: AgentCard) -> LargeBodies | None:
@@ -244,13 +246,13 @@ def large_bodies(card: AgentCard) -> LargeBodies | None:
     for extension in card.capabilities.extensions:
         if extension.uri == LARGE_BODIES_EXTENSION:
             fields = dict(extension.params.items())
-            topic, size = fields.get("topic"), fields.get("requestBytes")
+            topic, size, store = (fields.get(name) for name in ("topic", "requestBytes", "blobStore"))
             if not (isinstance(topic, str) and _NAME.fullmatch(topic) and isinstance(size, float) and size >= 1):
                 raise CardError(
                     f"The card of {card.name!r} says that large requests go to topic {topic!r}, of {size!r} bytes at "
                     "most: name a topic, 1-127 of letters, digits, '_', '-', '%', '|', and a number."
                 )
-            return LargeBodies(topic, int(min(size, 2**53)))
+            return LargeBodies(topic, int(min(size, 2**53)), store if isinstance(store, str) else None)
     return None
 
 
@@ -258,6 +260,8 @@ def _announce_large_bodies(card: AgentCard, large: LargeBodies) -> None:
     extensions = [known for known in card.capabilities.extensions if known.uri != LARGE_BODIES_EXTENSION]
     entry = AgentExtension(uri=LARGE_BODIES_EXTENSION, description="Reads requests that come in parts.")
     entry.params.update({"topic": large.topic, "requestBytes": large.request_bytes})
+    if large.blob_store is not None:
+        entry.params.update({"blobStore": large.blob_store})
     del card.capabilities.extensions[:]
     card.capabilities.extensions.extend([*extensions, entry])
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from agentscope_rocketmq.listening import Listener
+from agentscope_rocketmq.listening import Listener, taken_over
 from agentscope_rocketmq.pending import PendingResponse
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Channel:
         silent: Whether nothing came yet from where reading began.
         survey: Where messages go while somebody looks into the session; None otherwise.
         timer: Settles what a reader has left; None while there is nothing such.
+        fetching: Reads what came last, when that has been fetched from a blob store; None while nothing is fetched.
 
     What of it is acked, and when, is said in `channels`.
     """
@@ -74,6 +75,7 @@ class Channel:
     silent: bool = False
     survey: asyncio.Queue[ReceivedMessage | None] | None = None
     timer: asyncio.TimerHandle | None = None
+    fetching: asyncio.Task[None] | None = None
 
     @property
     def due(self) -> int | None:
@@ -98,6 +100,32 @@ class Channel:
             if calls:
                 self.carried[entry.message.offset] = calls
         self.unacked.clear()
+
+    def notice(self, message: ReceivedMessage) -> None:
+        """A message was read. A LiteTopic that expired counts from 0 again: newer messages at older offsets."""
+        newest = self.newest
+        if newest is not None and message.offset <= newest.offset and message.store_time > newest.store_time:
+            self.newest = None
+            self.unacked.clear()
+            for listener in self.listeners:
+                listener.begin_anew()
+            self.listeners.clear()
+            self.reader = None
+        if self.newest is None or message.offset >= self.newest.offset:
+            self.newest = message
+
+    def lose(self, session: str) -> None:
+        """Another reader has the session now."""
+        self.subscribed, self.taken_over = False, True
+        self.unacked.clear()
+        if self.survey is not None:
+            self.survey.put_nowait(None)
+        for pending in self.pending:
+            # What a finished call has not read yet is here and complete.
+            if pending.waits:
+                pending.fail(taken_over(session))
+        for listener in self.listeners:
+            listener.fail(taken_over(session))
 
     def settle(self, now: float, *, most: int) -> list[ReceivedMessage]:
         """Take out what may be acked by now.

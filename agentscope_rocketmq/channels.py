@@ -21,12 +21,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Self
 
 from agentscope_rocketmq.channel import UNREAD_GRACE, Channel, Taker, Unacked
-from agentscope_rocketmq.errors import (
-    AgentScopeRocketMQError,
-    ClosedError,
-    EnvelopeError,
-    ResponseTooSlow,
-)
+from agentscope_rocketmq.claims import Claims
+from agentscope_rocketmq.errors import AgentScopeRocketMQError, ClosedError, EnvelopeError
 from agentscope_rocketmq.exchange import Exchange
 from agentscope_rocketmq.listening import Listener, Start, taken_over
 from agentscope_rocketmq.pending import PendingResponse
@@ -40,9 +36,11 @@ from agentscope_rocketmq.survey import Look
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.config import Limits, Timeouts
     from agentscope_rocketmq.exchange import Call
     from agentscope_rocketmq.replay import SessionEvent
+    from agentscope_rocketmq.rocketmq.lite import LiteBatch
     from agentscope_rocketmq.rocketmq.litepool import LitePool
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
 
@@ -67,13 +65,17 @@ class ReplyChannels:
         consumer: Reads that topic; started and closed by this object.
         timeouts: `stall` and `parts` count here.
         limits: `stream_buffer`, `stream_buffer_bytes`, `listener_buffer` and those of bodies in parts count here.
+        blobs: Where large answers and events may be; None for nowhere.
     """
 
-    def __init__(self, consumer: LitePool, *, timeouts: Timeouts, limits: Limits) -> None:
+    def __init__(
+        self, consumer: LitePool, *, timeouts: Timeouts, limits: Limits, blobs: BlobStore | None = None
+    ) -> None:
         self._consumer = consumer
         self._timeouts = timeouts
         self._limits = limits
         self._exchange = Exchange(spools=Spools.of(limits, most=limits.response_bytes))
+        self._claims = Claims(blobs, spools=self._exchange.spools, patience=timeouts.parts)
         self._channels: dict[str, Channel] = {}
         self._by_call: dict[Call, PendingResponse] = {}
         self._agents: OrderedDict[str, str] = OrderedDict()
@@ -82,6 +84,7 @@ class ReplyChannels:
         self._to_ack = asyncio.Event()
         self._acking = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
+        self._fetching: set[asyncio.Task[None]] = set()
         self._failure: ClosedError | None = None
         self._closed = False
         self._closing = Closing(limit=CLOSE_SECONDS, name=f"replies[{consumer.topic}].close")
@@ -261,9 +264,10 @@ class ReplyChannels:
             if self._settled:
                 await self._ack_settled(timeout=1.0)
         finally:
-            for task in self._tasks:
+            tasks = [*self._tasks, *self._fetching]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._consumer.aclose()
 
     async def __aenter__(self) -> Self:
@@ -335,34 +339,51 @@ class ReplyChannels:
     async def _read_loop(self) -> None:
         async for item in self._consumer.batches():
             channel = self._channels.get(item.lite_topic)
-            if channel is None:
-                continue
-            if item.reading != channel.reading:
+            if channel is None or item.reading != channel.reading:
                 continue
             if isinstance(item, LiteLost):
-                self._lost(item.lite_topic, channel)
-            else:
-                for message in item.messages:
-                    self._read(channel, message)
-                self._settle(channel)
+                channel.lose(item.lite_topic)
+                continue
+            bodies = [_body_of(message) for message in item.messages]
+            if channel.fetching is not None or any(map(self._claims.is_claim, bodies)):
+                # Only its own session waits for a store.
+                fetching = self._fetch_and_read(channel, item, bodies, channel.fetching)
+                channel.fetching = asyncio.create_task(fetching, name=f"replies[{self.topic}].fetch")
+                self._fetching.add(channel.fetching)
+                channel.fetching.add_done_callback(self._fetch_ended)
+                continue
+            for message, body in zip(item.messages, bodies, strict=True):
+                self._read(channel, message, body)
+            self._settle(channel)
 
-    def _read(self, channel: Channel, message: ReceivedMessage) -> None:
+    async def _fetch_and_read(
+        self, channel: Channel, item: LiteBatch, bodies: list[bytes], before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        for message, body in zip(item.messages, bodies, strict=True):
+            async with self._claims.held(body):
+                if channel.subscribed and item.reading == channel.reading:
+                    self._read(channel, message, body)
+                    self._settle(channel)
+        if channel.fetching is asyncio.current_task():
+            channel.fetching = None
+
+    def _fetch_ended(self, task: asyncio.Task[None]) -> None:
+        self._fetching.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._loop_ended(task)
+
+    def _read(self, channel: Channel, message: ReceivedMessage, body: bytes) -> None:
         channel.silent = False
         if channel.survey is not None:
             channel.survey.put_nowait(message)
             return
-        self._notice_new_beginning(channel, message)
-        if channel.newest is None or message.offset >= channel.newest.offset:
-            channel.newest = message
+        channel.notice(message)
         # Offset 0 may be shown once too often: whether it was taken can't be told.
         taken_before = channel.resumes and message.offset > 0
         channel.resumes = False
         marks = channel.carried.pop(message.offset, [])
-        try:
-            body = message.body()
-        except EnvelopeError as error:
-            logger.warning("Set aside on LiteTopic %s: %s", message.lite_topic, error)
-            body = b""
         record = SessionRecord.decode(body)
         if record is None:
             marks += self._feed_call(message, body)
@@ -413,31 +434,10 @@ class ReplyChannels:
             channel.reader.headless = False
             for listener in channel.listeners:
                 listener.miss_parts(message)
+        if channel.reader.lost is not None:
+            for listener in channel.listeners:
+                listener.miss_blob(message, channel.reader.lost)
         return events
-
-    def _notice_new_beginning(self, channel: Channel, message: ReceivedMessage) -> None:
-        """A LiteTopic that expired counts from 0 again: newer messages at older offsets."""
-        newest = channel.newest
-        if newest is None or message.offset > newest.offset or message.store_time <= newest.store_time:
-            return
-        channel.newest = None
-        channel.unacked.clear()
-        for listener in channel.listeners:
-            listener.begin_anew()
-        channel.listeners.clear()
-        channel.reader = None
-
-    def _lost(self, session: str, channel: Channel) -> None:
-        channel.subscribed, channel.taken_over = False, True
-        channel.unacked.clear()
-        if channel.survey is not None:
-            channel.survey.put_nowait(None)
-        for pending in channel.pending:
-            # What a finished call has not read yet is here and complete.
-            if pending.waits:
-                pending.fail(taken_over(session))
-        for listener in channel.listeners:
-            listener.fail(taken_over(session))
 
     # What is taken
 
@@ -488,7 +488,7 @@ class ReplyChannels:
             now = asyncio.get_running_loop().time()
             for pending in list(self._by_call.values()):
                 if pending.stalled_since is not None and now - pending.stalled_since > stall:
-                    pending.fail(_too_slow(pending, self._limits, stall))
+                    pending.cut_off(stall)
             for channel in list(self._channels.values()):
                 if not any(pending.waits and pending.untaken_since is None for pending in channel.pending):
                     continue
@@ -498,11 +498,9 @@ class ReplyChannels:
                 self._settle(channel)
 
 
-def _too_slow(pending: PendingResponse, limits: Limits, stall: float) -> ResponseTooSlow:
-    request_id = pending.call.request_id
-    return ResponseTooSlow(
-        f"The response of request {request_id} was cut off: its reader left {limits.stream_buffer} messages or "
-        f"{limits.stream_buffer_bytes} bytes unread for {stall:g} s and held up its session. Read faster, or raise "
-        "Limits.stream_buffer, Limits.stream_buffer_bytes or Timeouts.stall.",
-        request_id=request_id,
-    )
+def _body_of(message: ReceivedMessage) -> bytes:
+    try:
+        return message.body()
+    except EnvelopeError as error:
+        logger.warning("Set aside on LiteTopic %s: %s", message.lite_topic, error)
+        return b""

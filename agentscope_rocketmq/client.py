@@ -29,6 +29,7 @@ from agentscope_rocketmq.card import (
     read_card,
     rocketmq_addresses,
 )
+from agentscope_rocketmq.carrier import Carrier
 from agentscope_rocketmq.channels import ReplyChannels
 from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
 from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
@@ -41,7 +42,7 @@ from agentscope_rocketmq.rocketmq.litepool import LitePool
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
 from agentscope_rocketmq.session import ANONYMOUS, Session, lite_topic_name
-from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, EXTENSIONS_HEADER, Carrier, RocketMQTransport
+from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, EXTENSIONS_HEADER, RocketMQTransport
 
 if TYPE_CHECKING:
     import os
@@ -392,7 +393,7 @@ class RocketMQ:
 
             def read(group: str) -> ReplyChannels:
                 consumer = LitePool(connection, config.reply_topic, group, connect_timeout=connect)
-                return ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits)
+                return ReplyChannels(consumer, timeouts=config.timeouts, limits=config.limits, blobs=config.blobs)
 
             def make() -> tuple[Producer, ReplyChannels]:
                 return Producer(connection, connect_timeout=connect), read(config.reply_group)
@@ -400,7 +401,16 @@ class RocketMQ:
             def make_observers() -> ReplyChannels:
                 return read(f"{config.reply_group}{OBSERVER_SUFFIX}")
 
-            self._carriers[key] = connection, Carrier(make, make_observers, InstanceRoutes(config.state_topic))
+            self._carriers[key] = (
+                connection,
+                Carrier(
+                    make,
+                    make_observers,
+                    InstanceRoutes(config.state_topic),
+                    blobs=config.blobs,
+                    blob_bytes=config.limits.blob_bytes,
+                ),
+            )
         return self._carriers[key][1]
 
 

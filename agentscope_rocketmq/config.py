@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from agentscope_rocketmq.blobs import BlobStore  # noqa: TC001  (pydantic reads annotations at run time)
 from agentscope_rocketmq.errors import ConfigurationError
 
 __all__ = ["Limits", "RocketMQConfig", "Timeouts", "endpoint_key", "parse_endpoints"]
@@ -138,6 +139,7 @@ class Limits(BaseModel):
         spooled_bytes: Bodies that a process puts together from parts at one time, all of them, in bytes. A request
             waits for room, a response beyond it fails.
         spool_from_bytes: A body that is put together lies in a temporary file from this size on; below in memory.
+        blob_bytes: What is larger than this goes to the blob store, where both sides share one (see `blobs`).
         response_buffer_bytes: What a response may pile up in memory while the broker is slow, each response.
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
         stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
@@ -156,6 +158,7 @@ class Limits(BaseModel):
     response_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
     spooled_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     spool_from_bytes: int = Field(default=4 * 1024 * 1024, ge=0)
+    blob_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     response_buffer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     stream_buffer: int = Field(default=256, ge=1)
     stream_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
@@ -187,11 +190,13 @@ class RocketMQConfig(BaseModel):
         allowed_reply_topics: Further LITE topics that a server may answer into, besides `reply_topic`. A request
             that names any other is refused, so that nobody makes a server write where it should not.
         a2a_secret: Secret of this deployment for names that can't be guessed; None uses plain names.
+        blobs: Where bodies larger than `Limits.blob_bytes` go, requests and answers, when the other side names the same
+            store; a `DirectoryBlobStore`, or one of your own. None: what is too large for a message travels in parts.
         timeouts: See `Timeouts`.
         limits: See `Limits`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     endpoint: str = "127.0.0.1:8081"
     namespace: str = ""
@@ -206,6 +211,7 @@ class RocketMQConfig(BaseModel):
     state_group: str = "CID_HOST_AGENT_LITE_SERVER"
     allowed_reply_topics: tuple[str, ...] = ()
     a2a_secret: SecretStr | None = None
+    blobs: BlobStore | None = None
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
 
@@ -305,7 +311,7 @@ class RocketMQConfig(BaseModel):
         values: dict[str, object] = {}
         for field in cls.model_fields:
             text = source.get(f"ROCKETMQ_{field.upper()}", "").strip()
-            if not text or field in ("timeouts", "limits"):
+            if not text or field in ("blobs", "timeouts", "limits"):
                 continue
             if field == "tls":
                 values[field] = _boolean("ROCKETMQ_TLS", text)

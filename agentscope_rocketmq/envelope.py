@@ -4,7 +4,8 @@ They are those of the Java reference implementation (`org.apache.rocketmq:rocket
 left out, unknown fields ignored. `seq`, `attempt`, `run`, `status` and `headers` of a response are ours and go only to
 callers that announce in the request, by the header `BATCH_HEADER`, that they read them. So are parts: a body that is
 too large for one message travels as it is, not as text within JSON, over several. Such a message is one line of JSON,
-which begins with the field `part`, a line feed, and a part of the body.
+which begins with the field `part`, a line feed, and a part of the body. Where both share a
+blob store, the body may be there instead, and the field says where; this goes only to those who announce that store.
 
 Whoever may write to a topic may write anything into it: decoding checks each type, name and size, and turns whatever
 is wrong into an EnvelopeError.
@@ -16,35 +17,38 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.errors import EnvelopeError
-from agentscope_rocketmq.jsonrpc import read_json
+from agentscope_rocketmq.fields import REQUEST_ID, Fields, encode_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
     "BATCH_HEADER",
+    "BLOBS_HEADER",
     "IDLE_TIMEOUT_HEADER",
-    "MAX_HEADERS",
-    "MAX_HEADER_BYTES",
     "MIN_PART_BYTES",
     "TOTAL_TIMEOUT_HEADER",
     "BodyPart",
     "BodyReference",
+    "Claim",
+    "ClaimedBody",
     "Part",
     "ReplyAddress",
     "RequestEnvelope",
     "ResponseEnvelope",
     "encoded_size",
     "is_carried_header",
-    "is_header",
     "read_seconds",
 ]
 
 BATCH_HEADER = "x-rocketmq-a2a"
 """Request header that says, with the value `1`: this caller reads batches and what is ours of a response."""
+
+BLOBS_HEADER = "x-rocketmq-blobs"
+"""Request header that names the blob store in which the caller finds large answers and events."""
 
 IDLE_TIMEOUT_HEADER = "x-rocketmq-idle-timeout"
 """Request header, in seconds: how long the caller waits between two signs of life."""
@@ -52,26 +56,18 @@ IDLE_TIMEOUT_HEADER = "x-rocketmq-idle-timeout"
 TOTAL_TIMEOUT_HEADER = "x-rocketmq-total-timeout"
 """Request header, in seconds: how long the caller waits for the whole response, from its sending."""
 
-MAX_HEADERS = 128
-"""Most headers that an envelope may carry."""
-
-MAX_HEADER_BYTES = 64 * 1024
-"""Most bytes that names and values of an envelope's headers may have together."""
-
 MIN_PART_BYTES = 16 * 1024
 """Fewest bytes that a part of a body has, but for the last one."""
 
 _MAX_ID = 1024
-_MAX_NUMBER = 2**53 - 1  # JSON's safe integers
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOPIC = re.compile(r"[%|A-Za-z0-9_-]{1,127}")
+_STORE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"p-[0-9a-f]{32}")
 _PART_TOPIC = re.compile(r"p-[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FRAME = b'{"part":'
 _RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITE_TOPIC = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +94,35 @@ class ReplyAddress:
         may be written to is for the server to decide.
         """
         try:
-            fields = _Fields.parse(data)
+            fields = Fields.parse(data)
             body = fields.any("requestBody")
             return cls(
-                request_id=fields.text("requestId", _REQUEST_ID),
+                request_id=fields.text("requestId", REQUEST_ID),
                 reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
                 lite_topic=fields.text("liteTopic", _LITE_TOPIC),
                 body=body if isinstance(body, str) else "",
             )
         except EnvelopeError:
             return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Where a body is in a blob store.
+
+    Attributes:
+        store: Name of the store.
+        key: What it has there as its name; nobody can guess it.
+    """
+
+    store: str
+    key: str
+
+    @classmethod
+    def _read(cls, fields: Fields) -> Claim | None:
+        if not fields.has("store"):
+            return None
+        return cls(store=fields.text("store", _STORE), key=fields.text("key", _KEY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +134,14 @@ class Part:
         data: Its bytes.
         size: Bytes of the whole body, in its last part; None in all others.
         sha256: SHA-256 of the whole body in hexadecimal, in its last part; None in all others.
+        claim: Where the whole body is, of which this is the only part then, without bytes; None for one that has them.
     """
 
     index: int
     data: bytes
     size: int | None = None
     sha256: str | None = None
+    claim: Claim | None = None
 
     @property
     def is_last(self) -> bool:
@@ -133,27 +150,32 @@ class Part:
 
     def encode(self, **fields: object) -> bytes:
         """Write a message body: these fields of an envelope, and the part."""
-        about = {"index": self.index, "size": self.size, "sha256": self.sha256}
+        about: dict[str, object] = {"index": self.index}
+        if self.claim is not None:
+            # Without an index, so that readers that know no claims refuse it.
+            about = {"store": self.claim.store, "key": self.claim.key}
+        about |= {"size": self.size, "sha256": self.sha256}
         present = {name: value for name, value in about.items() if value is not None}
-        return b"".join((_encode(part=present, **fields), b"\n", self.data))
+        return b"".join((encode_fields(part=present, **fields), b"\n", self.data))
 
     @classmethod
-    def split(cls, data: bytes) -> tuple[_Fields, Part | None]:
+    def split(cls, data: bytes) -> tuple[Fields, Part | None]:
         """The envelope's fields in a message, and the part that it brings, None for one that brings none.
 
         Raises:
             EnvelopeError: It is neither.
         """
         if not data.startswith(_FRAME):
-            return _Fields.parse(data), None
+            return Fields.parse(data), None
         head, _, rest = data.partition(b"\n")
-        fields = _Fields.parse(head)
+        fields = Fields.parse(head)
         about = fields.inner("part")
-        index, size = about.number("index"), about.number("size")
+        claim = Claim._read(about)  # noqa: SLF001
+        index, size = about.number("index") if claim is None else 0, about.number("size")
         sha256 = about.optional_text("sha256", _SHA256)
-        if index is None or (size is None) != (sha256 is None) or not rest:
-            raise EnvelopeError(f"The message is not an envelope: its part says {about} and has {len(rest)} bytes.")
-        return fields, cls(index=index, data=rest, size=size, sha256=sha256)
+        if index is None or (size is None) != (sha256 is None) or bool(rest) == bool(claim) or (claim and not size):
+            raise fields.error("part", f"index, size or SHA-256 is missing, or it has {len(rest)} bytes")
+        return fields, cls(index=index, data=rest, size=size, sha256=sha256, claim=claim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +202,9 @@ class BodyPart:
             EnvelopeError: It is no part of a request's body.
         """
         fields, part = Part.split(data)
-        if part is None:
+        if part is None or part.claim is not None:
             raise EnvelopeError("The message is no part of a request's body.")
-        return cls(request_id=fields.text("requestId", _REQUEST_ID), part=part)
+        return cls(request_id=fields.text("requestId", REQUEST_ID), part=part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +230,7 @@ class BodyReference:
         return {"requestId": self.request_id, "liteTopic": self.lite_topic, **about}
 
     @classmethod
-    def _read(cls, fields: _Fields) -> BodyReference:
+    def _read(cls, fields: Fields) -> BodyReference:
         size = fields.number("size", low=1)
         # Parts of a byte each would cost more than they bring.
         parts = fields.number("parts", low=1, high=1 + (size or 0) // MIN_PART_BYTES)
@@ -219,8 +241,36 @@ class BodyReference:
             parts=parts,
             size=size,
             sha256=fields.text("sha256", _SHA256),
-            request_id=fields.text("requestId", _REQUEST_ID),
+            request_id=fields.text("requestId", REQUEST_ID),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedBody:
+    """Where the body of a large request is, when it is in a blob store.
+
+    Attributes:
+        claim: The store, and where in it.
+        size: Bytes of the body.
+        sha256: Its SHA-256, in hexadecimal.
+    """
+
+    claim: Claim
+    size: int
+    sha256: str
+
+    def _fields(self) -> dict[str, object]:
+        return {"store": self.claim.store, "key": self.claim.key, "size": self.size, "sha256": self.sha256}
+
+
+def _large_body(fields: Fields) -> BodyReference | ClaimedBody:
+    claim = Claim._read(fields)  # noqa: SLF001
+    if claim is None:
+        return BodyReference._read(fields)  # noqa: SLF001
+    size = fields.number("size", low=1)
+    if size is None:
+        raise fields.error("size", "it is missing")
+    return ClaimedBody(claim=claim, size=size, sha256=fields.text("sha256", _SHA256))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,21 +293,29 @@ class RequestEnvelope:
     dest_topic: str | None
     reply_topic: str
     lite_topic: str
-    large: BodyReference | None = None
+    large: BodyReference | ClaimedBody | None = None
 
     @property
     def reads_batches(self) -> bool:
         """Whether the caller announces our additions to the Java format."""
-        return any(name.lower() == BATCH_HEADER and value.strip() == "1" for name, value in self.headers.items())
+        return (self.header(BATCH_HEADER) or "").strip() == "1"
+
+    def header(self, name: str) -> str | None:
+        """The value of a header; None where it is not there.
+
+        Args:
+            name: Its name, in lower case.
+        """
+        return next((value for known, value in self.headers.items() if known.lower() == name), None)
 
     def seconds(self, header: str) -> float | None:
         """The seconds that a header names; None where it is not there, or no number above 0."""
-        text = next((value for name, value in self.headers.items() if name.lower() == header), None)
+        text = self.header(header)
         return None if text is None else read_seconds(text)
 
     def encode(self) -> bytes:
         """Write the message body."""
-        return _encode(
+        return encode_fields(
             requestId=self.request_id,
             requestBody=self.body,
             requestHeader=dict(self.headers) or None,
@@ -274,15 +332,15 @@ class RequestEnvelope:
         Raises:
             EnvelopeError: It is not a request envelope, or lacks a reply address.
         """
-        fields = _Fields.parse(data)
+        fields = Fields.parse(data)
         return cls(
-            request_id=fields.text("requestId", _REQUEST_ID),
+            request_id=fields.text("requestId", REQUEST_ID),
             body=fields.text("requestBody"),
             headers=fields.headers("requestHeader") or {},
             dest_topic=fields.optional_text("destAgentTopic", _TOPIC),
             reply_topic=fields.text("workAgentResponseTopic", _TOPIC),
             lite_topic=fields.text("liteTopic", _LITE_TOPIC),
-            large=BodyReference._read(fields.inner("largeBody")) if fields.has("largeBody") else None,  # noqa: SLF001
+            large=_large_body(fields.inner("largeBody")) if fields.has("largeBody") else None,
         )
 
 
@@ -324,7 +382,7 @@ class ResponseEnvelope:
 
     def encode(self) -> bytes:
         """Write the message body."""
-        write = _encode if self.part is None else self.part.encode
+        write = encode_fields if self.part is None else self.part.encode
         return write(
             requestId=self.request_id,
             responseBody=self.body,
@@ -350,7 +408,7 @@ class ResponseEnvelope:
         """
         fields, part = Part.split(data)
         return cls(
-            request_id=fields.text("requestId", _REQUEST_ID),
+            request_id=fields.text("requestId", REQUEST_ID),
             body=fields.optional_text("responseBody"),
             stream=fields.flag("stream"),
             end=fields.flag("end"),
@@ -381,121 +439,6 @@ def read_seconds(text: str) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-def is_header(name: str, value: str) -> bool:
-    """Whether a header may stand in an envelope: a legal name, no control characters in the value."""
-    return bool(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value))
-
-
 def is_carried_header(name: str) -> bool:
     """Whether a response header (in lower case) means something beyond its own connection."""
     return name == "content-type" or name.startswith(("a2a-", "x-"))
-
-
-def _encode(**fields: object) -> bytes:
-    present = {name: value for name, value in fields.items() if value is not None}
-    text = json.dumps(present, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
-
-
-class _Fields:
-    """The fields of an envelope, each checked as it is read."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self._fields = fields
-
-    @classmethod
-    def parse(cls, data: bytes) -> _Fields:
-        try:
-            fields = read_json(data.decode("utf-8"))
-        except ValueError as error:  # UnicodeDecodeError is one
-            raise EnvelopeError(f"The message is not an envelope: {error}.") from None
-        if not isinstance(fields, dict):
-            raise EnvelopeError("The message is not an envelope: its JSON is not an object.")
-        return cls(fields)
-
-    def any(self, name: str) -> Any:
-        return self._fields.get(name)
-
-    def has(self, name: str) -> bool:
-        return self._fields.get(name) is not None
-
-    def inner(self, name: str) -> _Fields:
-        value = self._fields.get(name)
-        if not isinstance(value, dict):
-            raise self._error(name, "it is not a map")
-        return _Fields({"requestId": self._fields.get("requestId"), **value})
-
-    def _error(self, name: str, problem: str) -> EnvelopeError:
-        request_id = self._fields.get("requestId")
-        if not (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
-            request_id = None
-        return EnvelopeError(
-            f"The envelope of request {request_id or '(unknown)'} has a bad {name}: {problem}.",
-            request_id=request_id,
-        )
-
-    def optional_text(
-        self, name: str, pattern: re.Pattern[str] | None = None, *, limit: int | None = None
-    ) -> str | None:
-        value = self._fields.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise self._error(name, "it is not a string")
-        if pattern is not None and not pattern.fullmatch(value):
-            raise self._error(name, f"it does not match {pattern.pattern}")
-        if limit is not None and len(value) > limit:
-            raise self._error(name, f"it is longer than {limit} characters")
-        return _without_surrogates(value)
-
-    def text(self, name: str, pattern: re.Pattern[str] | None = None) -> str:
-        value = self.optional_text(name, pattern)
-        if value is None:
-            raise self._error(name, "it is missing")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self._fields.get(name)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            raise self._error(name, "it is neither true nor false")
-        return value
-
-    def number(self, name: str, *, low: int = 0, high: int = _MAX_NUMBER) -> int | None:
-        value = self._fields.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self._error(name, f"it is not a whole number from {low} to {high}")
-        return value
-
-    def headers(self, name: str) -> dict[str, str] | None:
-        value = self._fields.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self._error(name, "it is not a map")
-        if len(value) > MAX_HEADERS:
-            raise self._error(name, f"it has more than {MAX_HEADERS} entries")
-        headers: dict[str, str] = {}
-        size = 0
-        for header, text in value.items():
-            if text is None:
-                continue
-            if not isinstance(text, str) or not is_header(header, text):
-                raise self._error(name, "an entry is not a legal HTTP header")
-            headers[header] = _without_surrogates(text)
-            size += len(header) + len(headers[header].encode())
-        if size > MAX_HEADER_BYTES:
-            raise self._error(name, f"it is longer than {MAX_HEADER_BYTES} bytes")
-        return headers
-
-
-def _without_surrogates(text: str) -> str:
-    # JSON can escape half a surrogate pair; such a string could never be written as UTF-8 again.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -21,6 +21,7 @@
     │   ├── CallTimeout               ack, idle or total time ran out; says which
     │   ├── ResponseTooSlow           the reader of a stream did not keep up
     │   └── ResponseCorrupt           what came back can't be put together
+    ├── BlobStoreError                a blob store failed
     ├── SessionTakenOver              another reader opened this session
     ├── ReplayGapError                what was asked for of a session is not kept, or never was
     ├── ResyncRequired                a listener of a session did not keep up and was cut off
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentScopeRocketMQError",
+    "BlobStoreError",
     "BrokerError",
     "BrokerUnreachable",
     "CallError",
@@ -97,6 +99,10 @@ class EnvelopeError(AgentScopeRocketMQError, ValueError):
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.request_id = request_id
+
+
+class BlobStoreError(AgentScopeRocketMQError):
+    """A blob store failed; the same may succeed later."""
 
 
 class BrokerError(AgentScopeRocketMQError):

@@ -7,13 +7,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.cursor import Cursor
 from agentscope_rocketmq.errors import ReplayGapError, ResyncRequired, SessionTakenOver, WrongOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from agentscope_rocketmq.cursor import Cursor
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.replay import SessionEvent, SessionRecord
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
@@ -191,6 +191,21 @@ class Listener:
                 f"An event of session {self.session!r} came in parts, up to offset {message.offset}, and its reader "
                 "ended before all were there. Go on from the cursor of an earlier event, or from a time before it.",
                 wanted=None,
+                session=self.session,
+            )
+        )
+
+    def miss_blob(self, message: ReceivedMessage, why: str) -> None:
+        """The event of that message is in a blob store, and can't be had."""
+        cursor = Cursor.of(message.offset, 0, message.message_id)
+        early = self.start.since is not None and message.store_time < self.start.since
+        if early or cursor.place <= self._place or message.offset < (self.start.offset or 0):
+            return
+        self.fail(
+            ReplayGapError(
+                f"An event of session {self.session!r} can't be had. {why} "
+                f"events(after={str(cursor)!r}) goes on behind it.",
+                wanted=cursor,
                 session=self.session,
             )
         )

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentscope_rocketmq.cursor import Cursor, with_cursor
-from agentscope_rocketmq.errors import CallTimeout
+from agentscope_rocketmq.errors import CallTimeout, ResponseTooSlow
 from agentscope_rocketmq.rerun import places
 from agentscope_rocketmq.sse import Event, render_event
 
@@ -199,6 +199,18 @@ class PendingResponse:
         self._measure()
         self._changed.set()
         self._on_taken()
+
+    def cut_off(self, seconds: float) -> None:
+        """Its reader left it full for so long: end it, so that its session goes on."""
+        limits = self._limits
+        self.fail(
+            ResponseTooSlow(
+                f"The response of request {self.call.request_id} was cut off: its reader left {limits.stream_buffer} "
+                f"messages or {limits.stream_buffer_bytes} bytes unread for {seconds:g} s and held up its session. "
+                "Read faster, or raise Limits.stream_buffer, Limits.stream_buffer_bytes or Timeouts.stall.",
+                request_id=self.call.request_id,
+            )
+        )
 
     def _measure(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -6,14 +6,18 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from agentscope_rocketmq.envelope import IDLE_TIMEOUT_HEADER, ReplyAddress
+from agentscope_rocketmq.claims import new_key, store_failed
+from agentscope_rocketmq.envelope import BLOBS_HEADER, IDLE_TIMEOUT_HEADER, Claim, ReplyAddress
 from agentscope_rocketmq.errors import BrokerError, TopicNotFound
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
 from agentscope_rocketmq.reply import error_envelope
 from agentscope_rocketmq.rocketmq.message import Message
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from agentscope_rocketmq.asgi import Response
+    from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
     from agentscope_rocketmq.errors import EnvelopeError
     from agentscope_rocketmq.rocketmq.producer import Producer
@@ -31,6 +35,38 @@ _MISSING_TOPIC_PAUSE = 2.0
 _FIRST_BEAT = 1.0
 _BEAT = 10.0
 _LEAST_BEAT = 0.3
+# What a blob store is given at a time.
+_CHUNK = 1024 * 1024
+
+
+class _Body:
+    """A body on its way to the blob store."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._given_at: float | None = asyncio.get_running_loop().time()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Its bytes as they come."""
+        response = self._response
+        while response.encoder.storing:
+            chunk = response.encoder.take_chunk(_CHUNK)
+            if chunk is None:
+                response.changed.clear()
+                response.drained.set()
+                await response.changed.wait()
+                continue
+            self._given_at = asyncio.get_running_loop().time()
+            if not chunk:
+                return
+            yield chunk
+            self._given_at = None
+        raise EOFError("the answer ended with an error")
+
+    def check(self, seconds: float) -> None:
+        """Raise TimeoutError when the store has been at one chunk, or at the end of all, for so long."""
+        if self._given_at is not None and asyncio.get_running_loop().time() - self._given_at > seconds:
+            raise TimeoutError
 
 
 class Publisher:
@@ -39,11 +75,22 @@ class Publisher:
     Args:
         producer: Sends them; not closed by this object.
         timeout: Seconds that a message may take to be accepted by the broker; at least five minutes are given.
+        blobs: Where large answers and events go for callers that share it; None for nowhere.
+        store_above: Bytes that are large.
     """
 
-    def __init__(self, producer: Producer, *, timeout: float) -> None:
+    def __init__(
+        self, producer: Producer, *, timeout: float, blobs: BlobStore | None = None, store_above: int = 0
+    ) -> None:
         self._producer = producer
         self._timeout = max(timeout, _REPLY_SECONDS)
+        self._blobs = blobs
+        self._store_above = store_above
+
+    def store_above(self, envelope: RequestEnvelope) -> int | None:
+        """Bytes above which a body of the answer goes to the blob store; None where the caller does not share it."""
+        shared = self._blobs is not None and envelope.header(BLOBS_HEADER) == self._blobs.name
+        return self._store_above if shared else None
 
     async def publish(self, envelope: RequestEnvelope, response: Response) -> bool:
         """Send a response's messages one after the other; what piles up meanwhile rides in the next.
@@ -60,7 +107,7 @@ class Publisher:
         patience = min(_FIRST_BEAT, rest)
         while not encoder.finished:
             reply = encoder.take()
-            if reply is None:
+            if reply is None and not encoder.storing:
                 response.changed.clear()
                 response.drained.set()
                 try:
@@ -70,15 +117,44 @@ class Publisher:
                     encoder.begin()
                 continue
             try:
+                if reply is None and (reply := await self._store(envelope, response, beat=rest)) is None:
+                    continue  # an error is there to be sent instead
                 await self._send(envelope.reply_topic, envelope.lite_topic, reply)
                 patience = rest
             except BrokerError as error:
                 # The agent goes on: its task can be asked for. A worker that could reach the broker may answer
                 # better; where the reply topic itself is refused, none could.
-                logger.error("The response to request %s is not published: %s", reply.request_id, error)  # noqa: TRY400
+                logger.error("The response to request %s is not published: %s", envelope.request_id, error)  # noqa: TRY400
                 response.unpublished = True
                 return not error.transient
         return True
+
+    async def _store(self, envelope: RequestEnvelope, response: Response, *, beat: float) -> ResponseEnvelope | None:
+        """Put a body into the blob store while it comes; the message that tells of it, None when that failed."""
+        store, encoder = self._blobs, response.encoder
+        assert store is not None  # noqa: S101  (nothing is for the store otherwise)
+        key = new_key()
+        body = _Body(response)
+        storing = asyncio.create_task(store.put(key, body.chunks()), name=f"publish[{envelope.request_id}].store")
+        try:
+            while not (await asyncio.wait({storing}, timeout=beat))[0]:
+                body.check(self._timeout)
+                encoder.begin()
+                if (sign := encoder.take()) is not None:
+                    await self._send(envelope.reply_topic, envelope.lite_topic, sign)
+            await storing
+        except BrokerError:
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever a store raises)
+            if encoder.storing:
+                failure = store_failed(store, f"keep the answer to request {envelope.request_id}", error)
+                logger.error("%s", failure)  # noqa: TRY400
+                encoder.fail(INTERNAL_ERROR, str(failure))
+            return None
+        finally:
+            storing.cancel()
+            await asyncio.gather(storing, return_exceptions=True)
+        return encoder.stored(Claim(store=store.name, key=key))
 
     async def answer_unreadable(self, body: bytes, error: EnvelopeError, *, allowed: frozenset[str]) -> None:
         """Tell whoever sent what is no request, where that can be read from it.

@@ -169,10 +169,12 @@ class EventReader:
 
     Attributes:
         headless: Whether the end of an event was read whose first parts are before where reading began.
+        lost: Why the event of the message that was read last can't be had from its blob store; None where it can.
     """
 
     def __init__(self, *, midway: bool, agents: Mapping[str, str] | None = None, spools: Spools | None = None) -> None:
         self.headless = False
+        self.lost: str | None = None
         self._midway = midway
         self._agents = agents or {}
         self._exchange = Exchange(spools=spools)
@@ -191,6 +193,7 @@ class EventReader:
         Returns:
             The events that can be given out now, in order: those that it brought, and those that waited for it.
         """
+        self.lost = None
         try:
             envelope = ResponseEnvelope.decode(body)
         except EnvelopeError:
@@ -201,8 +204,11 @@ class EventReader:
         texts = call.check(now)
         try:
             texts += call.feed(envelope, now)
-        except ResponseCorrupt:
-            texts += call.give_up()
+        except ResponseCorrupt as error:
+            if envelope.part is not None and envelope.part.claim is not None:
+                self.lost = str(error)  # the call goes on without it, for those who begin behind it
+            else:
+                texts += call.give_up()
         self.headless = self.headless or (envelope.part is not None and envelope.part.is_last and call.whole.headless)
         stream = call.head is not None and call.head.stream
         found = [(index, event.data) for index, event in places(texts)] if stream else list(enumerate(texts))

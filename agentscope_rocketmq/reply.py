@@ -2,15 +2,15 @@
 
 The bridge feeds in what the app sends, in whatever pieces, and takes out one message whenever the last one was
 accepted by the broker. A caller that reads batches gets everything that piled up meanwhile in one message, numbered,
-and what is too large for a message in parts, while it still comes; the Java reference gets its own format: one event a
-message with an SSE id, then a bare end marker.
+and what is too large for a message in parts, while it still comes, or by way of a blob store; the Java reference gets
+its own format: one event a message with an SSE id, then a bare end marker.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentscope_rocketmq.envelope import (
@@ -18,8 +18,8 @@ from agentscope_rocketmq.envelope import (
     ResponseEnvelope,
     encoded_size,
     is_carried_header,
-    is_header,
 )
+from agentscope_rocketmq.fields import is_header
 from agentscope_rocketmq.jsonrpc import (
     INTERNAL_ERROR,
     Progress,
@@ -28,54 +28,19 @@ from agentscope_rocketmq.jsonrpc import (
     progress,
     read_json,
 )
+from agentscope_rocketmq.spool import InParts
 from agentscope_rocketmq.sse import Event, EventParser, render_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from agentscope_rocketmq.envelope import Claim
 
 __all__ = ["ReplyEncoder", "error_envelope"]
 
 _MAX_HEADER_BYTES = 8 * 1024  # a part of what an envelope allows; the rest of the message is for the answer
 _LARGEST_NUMBER = 2**53 - 1
 _MOST_RESPONSE_BYTES = 128 * 1024 * 1024
-
-
-class _InParts:
-    """A body that goes out in parts."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self.size = 0
-        self.pending = 0
-        self._chunks: deque[memoryview] = deque()
-        self._index = 0
-        self._sha256 = hashlib.sha256()
-        for chunk in chunks:
-            self.add(chunk)
-
-    def add(self, chunk: bytes) -> None:
-        if chunk:
-            self._chunks.append(memoryview(chunk))
-            self.size += len(chunk)
-            self.pending += len(chunk)
-
-    def take(self, most: int, *, last: bool) -> Part:
-        """The next part, of so many bytes at most; with the marks of the last one where it is."""
-        pieces = []
-        room = most
-        while self._chunks and room:
-            piece = self._chunks.popleft()
-            if len(piece) > room:
-                self._chunks.appendleft(piece[room:])
-                piece = piece[:room]
-            pieces.append(piece)
-            room -= len(piece)
-        data = b"".join(pieces)
-        self.pending -= len(data)
-        self._sha256.update(data)
-        index, self._index = self._index, self._index + 1
-        if not last:
-            return Part(index=index, data=data)
-        return Part(index=index, data=data, size=self.size, sha256=self._sha256.hexdigest())
 
 
 class _Piece(NamedTuple):
@@ -103,6 +68,7 @@ class ReplyEncoder:
         wants_stream: bool,
         rpc_id: RpcId = None,
         max_body_bytes: int = _MOST_RESPONSE_BYTES,
+        store_above: int | None = None,
     ) -> None:
         """Begin a response.
 
@@ -116,6 +82,7 @@ class ReplyEncoder:
             wants_stream: Whether the request's method is one that is answered with a stream.
             rpc_id: JSON-RPC id of the request, for errors; None where it has none.
             max_body_bytes: Largest event or document that is sent in parts.
+            store_above: Bytes above which one goes to a blob store instead; None where the caller shares none.
         """
         self._request_id = request_id
         self._batches = peer_reads_batches
@@ -127,7 +94,9 @@ class ReplyEncoder:
         self._rpc_id = rpc_id
         # What is in one piece is held until it is whole, or until it is known not to fit.
         self._max_body_bytes = max_body_bytes if peer_reads_batches else max_message_bytes
-        self._parts: _InParts | None = None
+        self._parts: InParts | None = None
+        self._store_above = store_above if peer_reads_batches else None
+        self._storing = False
         self._status = 200
         self._headers: dict[str, str] = {}
         self._parser: EventParser | None = None  # set: the app answers with a stream
@@ -171,6 +140,11 @@ class ReplyEncoder:
             return last is not None and progress(last) is not Progress.OPEN
         return self._complete
 
+    @property
+    def storing(self) -> bool:
+        """Whether a body is to be put into the blob store: take its chunks, then say that it is `stored`."""
+        return self._storing
+
     def begin(self) -> None:
         """Let the caller know that its request is taken, or still worked on, where the app says nothing.
 
@@ -206,7 +180,7 @@ class ReplyEncoder:
             self._document.append(chunk)
             self._document_bytes += len(chunk)
             partial = self._document_bytes
-            if self._batches and partial > self._room:
+            if self._batches and partial > (self._room if self._store_above is None else self._store_above):
                 self._send_document_in_parts()
         if partial > self._max_body_bytes:
             self._refuse_size(partial)
@@ -233,7 +207,7 @@ class ReplyEncoder:
             self._is_stream = True
             self._clear_document()
             self._add_events([Event(data=text)])
-        elif encoded_size(text) <= self._room:
+        elif encoded_size(text) <= self._room and not self._is_for_store(self._document_bytes):
             self._set_document(text)
         elif self._batches:
             self._send_document_in_parts()
@@ -256,6 +230,10 @@ class ReplyEncoder:
         self._failed = self._complete = True
         error = error_response(self._rpc_id, code, message)
         self._parser = self._parts = None
+        if self._storing:  # what comes behind a body that is lost would mislead
+            self._pieces.clear()
+            self._piece_bytes = 0
+        self._storing = False
         if self._is_stream or (self._wants_stream and not self._batches):
             self._is_stream = True
             self._clear_document()
@@ -271,22 +249,39 @@ class ReplyEncoder:
             return None
         if self._begins:
             self._begins = False
-            if not (self._pieces or self._complete):
+            if self._storing or not (self._pieces or self._complete):
                 return self._message(None, end=False, opening=True)
         if self._parts is not None:
-            return self._take_part(self._parts)
+            return None if self._storing else self._take_part(self._parts)
         if not self._is_stream:
             return self._take_document() if self._complete else None
         if not self._pieces and not self._complete:
             return None
         return self._take_batch() if self._batches else self._take_event()
 
+    def take_chunk(self, most: int) -> bytes | None:
+        """The next bytes, so many at most, for the blob store; empty at its end, None when there are none yet."""
+        if self._parts is not None and self._parts.pending:
+            return self._parts.take(most, last=False).data
+        return b"" if self._is_stream or self._complete else None
+
+    def stored(self, claim: Claim) -> ResponseEnvelope | None:
+        """The message that tells where the body is; None when the response failed meanwhile."""
+        if self._parts is None or not self._storing:
+            return None
+        part = replace(self._parts.take(0, last=True), index=0, claim=claim)
+        self._parts, self._storing = None, False
+        return self._message(None, end=self._complete and not self._pieces, part=part)
+
+    def _is_for_store(self, size: int) -> bool:
+        return self._store_above is not None and size > self._store_above
+
     def _take_document(self) -> ResponseEnvelope:
         text = b"".join(self._document).decode()
         self._clear_document()
         return self._message(text, end=True)
 
-    def _take_part(self, parts: _InParts) -> ResponseEnvelope | None:
+    def _take_part(self, parts: InParts) -> ResponseEnvelope | None:
         # An event is whole when it is sent. A document may still be coming, and its last part must say so.
         whole = self._is_stream or self._complete
         last = whole and parts.pending <= self._room
@@ -298,18 +293,21 @@ class ReplyEncoder:
         return self._message(None, end=last and self._complete and not self._pieces, part=part)
 
     def _send_document_in_parts(self) -> None:
-        self._parts = _InParts(self._document)
+        self._parts = InParts(self._document)
+        self._storing = self._is_for_store(self._document_bytes)
         self._clear_document()
 
     def _take_batch(self) -> ResponseEnvelope | None:
-        if self._pieces and self._pieces[0].size > self._room:
+        largest = min(self._room, self._store_above or self._room)
+        if self._pieces and self._pieces[0].size > largest:
             piece = self._pieces.popleft()
             self._piece_bytes -= piece.size
-            self._parts = _InParts([piece.text.encode()])
-            return self._take_part(self._parts)
+            self._parts = InParts([piece.text.encode()])
+            self._storing = self._is_for_store(piece.size)
+            return None if self._storing else self._take_part(self._parts)
         texts: list[str] = []
         room = self._room
-        while self._pieces and self._pieces[0].size <= room:
+        while self._pieces and self._pieces[0].size <= min(room, largest):
             piece = self._pieces.popleft()
             texts.append(piece.text)
             room -= piece.size

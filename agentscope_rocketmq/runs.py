@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,33 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.consumer import LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
 
-__all__ = ["BridgeCounters", "Delivery", "Run"]
+__all__ = ["Answered", "BridgeCounters", "Delivery", "Run"]
+
+
+# A copy of a request that was answered not long ago (a send repeated, a lost ack) is acked, not run again.
+_ANSWERED = 10_000
+
+
+class Answered:
+    """Requests that were answered not long ago, with the delivery that was."""
+
+    def __init__(self) -> None:
+        self._attempts: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._attempts
+
+    def settles(self, key: tuple[str, str], delivery: Delivery) -> bool:
+        """Whether that delivery of a request needs no answer of its own."""
+        # With a delivery in between, its caller may listen to a worker that is dead.
+        answered = self._attempts.get(key)
+        return answered is not None and delivery.attempt <= answered + 1
+
+    def add(self, key: tuple[str, str], attempt: int) -> None:
+        """A delivery of a request was answered."""
+        self._attempts[key] = attempt
+        while len(self._attempts) > _ANSWERED:
+            self._attempts.popitem(last=False)
 
 
 @dataclass(slots=True)

@@ -293,7 +293,9 @@ class A2AServer:
             self._card = complete_card(
                 self._written,
                 jsonrpc_url=self._http_interface(published),
-                large=LargeBodies(config.state_topic, config.limits.request_bytes),
+                large=LargeBodies(
+                    config.state_topic, config.limits.request_bytes, config.blobs.name if config.blobs else None
+                ),
             )
             path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
             self._app = self._make_app(self._card, path)
@@ -381,6 +383,7 @@ class A2AServer:
             instance=instance,
             path=path,
             fails_tasks=self._fails_tasks,
+            blobs=config.blobs,
         )
         return await stack.enter_async_context(bridge)
 

@@ -1,7 +1,8 @@
-"""Bodies that come in parts: held in memory while they are small, beyond that in a temporary file without a name.
+"""Bodies that come and go in parts.
 
-A process that is killed leaves nothing of them behind. What one client, or one server, holds is bounded as a whole, and
-what nothing is added to any more is dropped.
+Those that come are held in memory while they are small, beyond that in a temporary file without a name: a process that
+is killed leaves nothing of them behind. What one client, or one server, holds is bounded as a whole, and what nothing
+is added to any more is dropped.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import hashlib
 import tempfile
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
+from agentscope_rocketmq.envelope import Part
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from agentscope_rocketmq.config import Limits
-    from agentscope_rocketmq.envelope import Part
 
-__all__ = ["Spool", "Spools", "Whole"]
+__all__ = ["InParts", "Spool", "Spools", "Whole"]
 
 _CHUNK = 1024 * 1024
 
@@ -30,6 +33,9 @@ class Spools:
         most: Bytes that one body may have.
         total: Bytes that all may have at one time.
         in_memory: Bytes of one body that are held in memory; a larger one is in a temporary file.
+
+    Attributes:
+        claimed: Bodies fetched from a blob store for the message that is being read, by key; or why one can't be had.
     """
 
     def __init__(self, *, most: int, total: int, in_memory: int) -> None:
@@ -37,6 +43,7 @@ class Spools:
         self.total = total
         self.in_memory = in_memory
         self.held = 0
+        self.claimed: dict[str, Spool | str] = {}
         self._open: weakref.WeakSet[Spool] = weakref.WeakSet()
 
     @classmethod
@@ -167,6 +174,11 @@ class Whole:
         elif self._midway:
             self.headless = True  # it began before
             return None
+        if part.claim is not None:
+            found = self._spools.claimed.get(part.claim.key, "it was not fetched")
+            if isinstance(found, str):
+                raise ValueError(f"the body of one of its messages can't be had: {found}")
+            return found.read().decode("utf-8", "replace")
         if part.index != self._due:
             raise ValueError(f"part {self._due} of its body is missing")
         self._due += 1
@@ -188,3 +200,50 @@ class Whole:
         if self._spool is not None:
             self._spool.close()
         self._spool, self._due = None, 0
+
+
+class InParts:
+    """Takes a body apart, while it may still come.
+
+    Args:
+        chunks: What there is of it.
+
+    Attributes:
+        size: Bytes it has so far.
+        pending: Bytes of it that were not taken yet.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self.size = 0
+        self.pending = 0
+        self._chunks: deque[memoryview] = deque()
+        self._index = 0
+        self._sha256 = hashlib.sha256()
+        for chunk in chunks:
+            self.add(chunk)
+
+    def add(self, chunk: bytes) -> None:
+        """More of it."""
+        if chunk:
+            self._chunks.append(memoryview(chunk))
+            self.size += len(chunk)
+            self.pending += len(chunk)
+
+    def take(self, most: int, *, last: bool) -> Part:
+        """The next part, of so many bytes at most; with the marks of the last one where it is."""
+        pieces = []
+        room = most
+        while self._chunks and room:
+            piece = self._chunks.popleft()
+            if len(piece) > room:
+                self._chunks.appendleft(piece[room:])
+                piece = piece[:room]
+            pieces.append(piece)
+            room -= len(piece)
+        data = b"".join(pieces)
+        self.pending -= len(data)
+        self._sha256.update(data)
+        index, self._index = self._index, self._index + 1
+        if not last:
+            return Part(index=index, data=data)
+        return Part(index=index, data=data, size=self.size, sha256=self._sha256.hexdigest())

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.claims import Claims
+from agentscope_rocketmq.envelope import ResponseEnvelope
 from agentscope_rocketmq.errors import EnvelopeError
 from agentscope_rocketmq.listening import taken_over
 from agentscope_rocketmq.replay import EventReader, SessionRecord
 from agentscope_rocketmq.rocketmq.lite import Position
+from agentscope_rocketmq.sse import render_event
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -140,8 +144,9 @@ async def place_of_tail(look: Look, count: int, end: ReceivedMessage) -> Cursor 
         found: deque[Cursor] = deque(maxlen=count + 1)
         await look.seek(Position.offset(start))
         while (message := await look.next()).offset < end.offset:
+            body = _without_claim(_body(message))
             events = reader.feed(
-                _body(message), offset=message.offset, message_id=message.message_id, store_time=message.store_time
+                body, offset=message.offset, message_id=message.message_id, store_time=message.store_time
             )
             found.extend(event.cursor for event in events)
         if len(found) > count:
@@ -166,6 +171,17 @@ async def owner_of(look: Look, *, seconds: float) -> str | None:
 
 def _record(message: ReceivedMessage) -> SessionRecord | None:
     return SessionRecord.decode(_body(message))
+
+
+def _without_claim(body: bytes) -> bytes:
+    """The message with something in place of what it refers to in a blob store: it is one event, whatever it says."""
+    if not Claims.is_claim(body):
+        return body
+    try:
+        envelope = ResponseEnvelope.decode(body)
+    except EnvelopeError:
+        return body
+    return replace(envelope, part=None, body=render_event("{}") if envelope.stream else "{}").encode()
 
 
 def _body(message: ReceivedMessage) -> bytes:

@@ -7,19 +7,15 @@ LiteTopic of the session. So every A2A method, version, header, extension and er
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-import dataclasses
-import logging
 import uuid
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
-from agentscope_rocketmq.bodies import PART_OVERHEAD, send_body
 from agentscope_rocketmq.cursor import CURSOR_EXTENSION
 from agentscope_rocketmq.envelope import (
-    BATCH_HEADER,
+    BLOBS_HEADER,
     IDLE_TIMEOUT_HEADER,
     TOTAL_TIMEOUT_HEADER,
     RequestEnvelope,
@@ -35,37 +31,24 @@ from agentscope_rocketmq.errors import (
     MessageTooLarge,
     ResponseCorrupt,
 )
-from agentscope_rocketmq.jsonrpc import RpcRequest, excerpt
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
-from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import INSTANCE_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from agentscope_rocketmq.card import Address, LargeBodies
-    from agentscope_rocketmq.channels import ReplyChannels
+    from agentscope_rocketmq.carrier import Carrier
     from agentscope_rocketmq.config import Limits, Timeouts
-    from agentscope_rocketmq.envelope import BodyReference
     from agentscope_rocketmq.pending import PendingResponse
-    from agentscope_rocketmq.rocketmq.producer import Producer
-    from agentscope_rocketmq.routes import InstanceRoutes
     from agentscope_rocketmq.session import Session
 
-__all__ = ["ACK_TIMEOUT_HEADER", "EXTENSIONS_HEADER", "Carrier", "RocketMQTransport"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ACK_TIMEOUT_HEADER", "EXTENSIONS_HEADER", "RocketMQTransport"]
 
 ACK_TIMEOUT_HEADER = "x-rocketmq-ack-timeout"
 """Request header, in seconds: how long one call waits for a worker to take it. It is not sent on."""
 
 EXTENSIONS_HEADER = "A2A-Extensions"
 """Request header that lists the A2A extensions that a caller asks for."""
-
-INSTANCE_TIMEOUT = 3.0
-"""Seconds within which the instance that runs a task must take a request for it; then any worker gets it."""
-
-_CHECKED_AT_ONCE = 1024 * 1024
 
 # Headers that describe the connection to an HTTP server that there is none of.
 _NOT_CARRIED = frozenset(
@@ -81,185 +64,11 @@ _NOT_CARRIED = frozenset(
         "upgrade",
         "user-agent",
         ACK_TIMEOUT_HEADER,
+        BLOBS_HEADER,
         IDLE_TIMEOUT_HEADER,
         TOTAL_TIMEOUT_HEADER,
     }
 )
-
-
-class Carrier:
-    """What all transports of a process to one cluster share: a producer, the reply channels, and who runs what.
-
-    Args:
-        make: Makes producer and reply channels, not started. Called again when a start failed.
-        make_observers: Makes reply channels of the observer group, not started.
-        routes: What is known of the agents' instances.
-
-    Attributes:
-        routes: The same.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], tuple[Producer, ReplyChannels]],
-        make_observers: Callable[[], ReplyChannels],
-        routes: InstanceRoutes,
-    ) -> None:
-        self.routes = routes
-        self._make = make
-        self._make_observers = make_observers
-        self._observers: ReplyChannels | None = None
-        self._starting = asyncio.Lock()
-        self._closed = False
-        self._started: tuple[Producer, ReplyChannels] | None = None
-
-    @property
-    def producer(self) -> Producer:
-        """Sends requests."""
-        return self._parts[0]
-
-    @property
-    def replies(self) -> ReplyChannels:
-        """Receives answers."""
-        return self._parts[1]
-
-    @property
-    def _parts(self) -> tuple[Producer, ReplyChannels]:
-        if self._started is None:
-            raise ClosedError("This RocketMQ client is closed, or was never started.")
-        return self._started
-
-    async def start(self) -> None:
-        """Connect, once; further calls do nothing.
-
-        Raises:
-            BrokerError: Nobody answers, or reply topic, reply group or credentials are refused.
-        """
-        async with self._starting:
-            if self._closed:
-                raise ClosedError("This RocketMQ object is closed: make a new one.")
-            if self._started is not None:
-                return
-            producer, replies = self._make()
-            await producer.start()
-            try:
-                await replies.start()
-            except BaseException:
-                await producer.aclose()
-                raise
-            self._started = producer, replies
-
-    async def put(
-        self, request_id: str, body: bytes, large_bodies: LargeBodies | None, *, each: float, total: float | None
-    ) -> tuple[str, BodyReference | None]:
-        """What an envelope says of its body: all of it, or an excerpt and where it is, when it has been sent there."""
-        if large_bodies is None or len(body) <= self.producer.max_body_size - PART_OVERHEAD:
-            return _text(body), None
-        text = await asyncio.to_thread(_excerpt, body)
-        try:
-            async with asyncio.timeout(total):
-                large = await send_body(self.producer, large_bodies.topic, request_id, body, timeout=each)
-        except TimeoutError:
-            raise CallTimeout(
-                f"The {len(body)} bytes of request {request_id} could not be sent within {total:g} s (total time "
-                "limit). Raise it, or send less.",
-                request_id=request_id,
-                which="total",
-                seconds=total or 0.0,
-            ) from None
-        return text, large
-
-    async def request(
-        self,
-        envelope: RequestEnvelope,
-        pending: PendingResponse,
-        *,
-        timeout: float,  # noqa: ASYNC109
-        topic: str | None = None,
-    ) -> None:
-        """Send a request, to the instance that knows its task where one does.
-
-        Args:
-            envelope: The request; `dest_topic` names the agent.
-            pending: Its response, registered before.
-            timeout: Seconds within which the broker must accept it.
-            topic: Where to send it; None for the agent's topic.
-
-        Raises:
-            BrokerError: It was not accepted.
-        """
-        agent = envelope.dest_topic or ""
-        rpc = RpcRequest.read(envelope.body)
-        instance = self.routes.find(agent, rpc)
-        if instance is not None and rpc.runs_agent:
-            # Work is leased from the topic. Whichever worker takes it hands it over to the one that knows more.
-            envelope = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: instance[1]})
-        elif instance is not None and await self._ask_instance(envelope, instance, pending, timeout):
-            return
-        await self._send(envelope, topic or agent, None, timeout=timeout)
-
-    def note(self, envelope: RequestEnvelope, pending: PendingResponse, text: str) -> None:
-        """Remember which instance runs the task that this first piece of a run's response tells of."""
-        if pending.call.sticky is not None:
-            rpc = RpcRequest.read(envelope.body)
-            self.routes.note(envelope.dest_topic or "", pending.call.sticky, rpc, text)
-
-    async def _ask_instance(
-        self,
-        envelope: RequestEnvelope,
-        instance: tuple[str, str],
-        pending: PendingResponse,
-        timeout: float,  # noqa: ASYNC109
-    ) -> bool:
-        """Ask the instance that runs a task, however busy it is; whether it answers."""
-        try:
-            await self._send(envelope, *instance, timeout=timeout)
-        except BrokerError as error:
-            logger.info("Instance %s can't be asked: %s", instance[1], error)
-            return False
-        # It says at once that it takes a request; one that is gone says nothing.
-        if await pending.begins_within(INSTANCE_TIMEOUT):
-            return True
-        logger.info("Instance %s does not answer; any worker of %s may", instance[1], envelope.dest_topic)
-        self.routes.forget(instance)
-        return False
-
-    async def _send(self, envelope: RequestEnvelope, topic: str, lite_topic: str | None, *, timeout: float) -> None:  # noqa: ASYNC109
-        message = Message(
-            topic=topic,
-            lite_topic=lite_topic,
-            body=envelope.encode(),
-            keys=(envelope.request_id,),
-            properties=_trace_context(envelope.headers),
-        )
-        await self.producer.send(message, timeout=timeout)
-
-    async def observers(self) -> ReplyChannels:
-        """Reply channels that disturb no live reader; connected once, when first asked for.
-
-        Raises:
-            BrokerError: Nobody answers, or the observer group (the reply group's name + `_OBSERVER`) is refused.
-        """
-        async with self._starting:
-            if self._closed:
-                raise ClosedError("This RocketMQ object is closed: make a new one.")
-            if self._observers is None:
-                observers = self._make_observers()
-                await observers.start()
-                self._observers = observers
-            return self._observers
-
-    async def aclose(self) -> None:
-        """End all calls and leave. Repeated calls are safe."""
-        self._closed = True
-        observers, self._observers = self._observers, None
-        if observers is not None:
-            await observers.aclose()
-        if self._started is not None:
-            producer, replies = self._started
-            await replies.aclose()
-            await producer.aclose()
-            self._started = None
 
 
 class RocketMQTransport(httpx.AsyncBaseTransport):
@@ -361,7 +170,7 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             body=text,
             large=large,
             headers={name: value for name, value in request.headers.items() if name not in _NOT_CARRIED}
-            | {BATCH_HEADER: "1"}
+            | self._carrier.abilities
             | times.headers(),
             dest_topic=self.address.topic,
             reply_topic=self._carrier.replies.topic,
@@ -474,29 +283,6 @@ def _check_size(body: bytes, own: int, large: LargeBodies | None) -> None:
             f"The request has {len(body)} bytes and was not sent: the limit is {limit}. Send less, or raise "
             f"Limits.request_bytes {where}."
         )
-
-
-def _text(body: bytes) -> str:
-    try:
-        return body.decode()
-    except UnicodeDecodeError as error:
-        raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
-
-
-def _excerpt(body: bytes) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for start in range(0, len(body), _CHECKED_AT_ONCE):
-            decoder.decode(body[start : start + _CHECKED_AT_ONCE])
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise IllegalRequest(f"The request's body is not UTF-8 text ({error.reason}): A2A sends JSON.") from None
-    return excerpt(body)
-
-
-def _trace_context(headers: Mapping[str, str]) -> dict[str, str]:
-    # As message properties too, where broker-side traces find them.
-    return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def test_commands_and_scripts_that_are_shown_exist(page):
 
 def test_every_environment_variable_of_the_configuration_is_in_the_readme():
     for field in RocketMQConfig.model_fields:
-        if field not in ("timeouts", "limits"):
+        if field not in ("blobs", "timeouts", "limits"):
             assert f"ROCKETMQ_{field.upper()}" in README
 
 

@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentscope_rocketmq.envelope import (
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
-    ReplyAddress,
-    RequestEnvelope,
-    ResponseEnvelope,
-    encoded_size,
-)
+from agentscope_rocketmq.envelope import ReplyAddress, RequestEnvelope, ResponseEnvelope, encoded_size
 from agentscope_rocketmq.errors import EnvelopeError
+from agentscope_rocketmq.fields import MAX_HEADER_BYTES, MAX_HEADERS
 from agentscope_rocketmq.jsonrpc import RpcRequest
 
 SESSION = [

@@ -14,11 +14,13 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 CORE = (
     "errors",
     "cursor",
+    "blobs",
     "config",
     "jsonrpc",
     "sse",
     "priority",
     "card",
+    "fields",
     "envelope",
     "spool",
     "rerun",
@@ -33,7 +35,9 @@ IO_LIBRARIES = {"agentscope", "anyio", "asyncio", "grpc", "httpx", "rocketmq", "
 # These are handed their RocketMQ connection; they neither build one nor know who does.
 HANDED = (
     "transport",
+    "carrier",
     "bodies",
+    "claims",
     "bridge",
     "handover",
     "taskchannels",

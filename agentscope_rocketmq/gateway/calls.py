@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from agentscope_rocketmq.card import large_bodies
-from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import BrokerError, ClosedError
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.streams import EventStream, retry
@@ -23,6 +23,7 @@ from agentscope_rocketmq.sse import Event, parse_events, render_event
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from agentscope_rocketmq.carrier import Carrier
     from agentscope_rocketmq.config import Timeouts
     from agentscope_rocketmq.gateway.agents import Agent
     from agentscope_rocketmq.gateway.conversations import Conversation, Conversations
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.gateway.streams import Streams
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.session import Session
-    from agentscope_rocketmq.transport import Carrier
 
 __all__ = ["LAST_EVENT_ID", "Asked", "Calls"]
 
@@ -166,7 +166,7 @@ class Calls:
         text, large = await self._carrier.put(
             request_id, body.encode(), large_bodies(agent.card), each=timeouts.send, total=timeouts.total
         )
-        headers = {**headers, BATCH_HEADER: "1"}
+        headers = {**headers, **self._carrier.abilities}
         if owner != ANONYMOUS and self._secret is not None:
             headers[OWNER_HEADER] = make_assertion(
                 owner,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agentscope_rocketmq.envelope import MAX_HEADER_BYTES, MAX_HEADERS, is_header
+from agentscope_rocketmq.fields import MAX_HEADER_BYTES, MAX_HEADERS, is_header
 from agentscope_rocketmq.gateway.refusal import PARSE_ERROR, Refusal
 from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, read_json
 
