@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def make_token(owner: str, *, secret: str, lifetime: float = 24 * 3600.0) -> str
     Raises:
         ConfigurationError: The name is none, or the lifetime is not above 0.
     """
-    if not lifetime > 0:
+    if not 0 < lifetime < math.inf:
         raise ConfigurationError(f"A token can't be good for {lifetime:g} s: give a number of seconds above 0.")
     now = time.time()
     claims = {"sub": owner_name(owner), "iat": int(now), "exp": now + lifetime}

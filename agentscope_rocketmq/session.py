@@ -53,11 +53,15 @@ PATIENCE = 30.0
 LOOKS = 5
 
 
+# Whatever writes a session's name (its record, cursors, URLs) can hold this much.
+_LONGEST_NAME = 1024
+
+
 def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | None = None) -> str:
     """The LiteTopic of a session.
 
     Args:
-        session: The caller's name for the conversation, any non-empty text.
+        session: The caller's name for the conversation, any text of 1-1024 characters.
         owner: Whose it is; counts only with a secret.
         secret: Secret of the deployment. With it, names can't be guessed and two owners' equal names differ.
 
@@ -66,13 +70,17 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
         SHA-256; with a secret `s-` and an HMAC-SHA256 of owner and session. The same input gives the same name always.
 
     Raises:
-        ConfigurationError: Session or owner is empty, no text, or can't be written as UTF-8.
+        ConfigurationError: Session or owner is empty, no text, too long, or can't be written as UTF-8.
     """
     if not isinstance(session, str) or not session:
         raise ConfigurationError(f"{session!r} is no session's name: give any non-empty text, or None for a fresh one.")
     if not isinstance(owner, str) or not owner:
         raise ConfigurationError(f"{owner!r} is no owner's name: give any non-empty text, or None for nobody.")
     for what, name in (("Session", session), ("Owner", owner)):
+        if len(name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"{what} {name[:32]!r}… has {len(name)} characters: a name has {_LONGEST_NAME} at most."
+            )
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -187,8 +195,8 @@ class Session:
             raise ConfigurationError("Give one start to events(): after, since, from_start or tail.")
         if since is not None and since.tzinfo is None:
             raise ConfigurationError(f"events(since={since!r}) has no time zone: give one, as in datetime.now(UTC).")
-        if tail is not None and tail < 0:
-            raise ConfigurationError(f"events(tail={tail}) is no number of events.")
+        if tail is not None and (not isinstance(tail, int) or isinstance(tail, bool) or tail < 0):
+            raise ConfigurationError(f"events(tail={tail!r}) is no number of events.")
         cursor = None if after is None else Cursor.parse(after)
         return self._events(cursor, since, tail, from_start=from_start, follow=follow, observe=observe)
 

@@ -274,3 +274,39 @@ async def test_a_field_that_is_written_twice_is_refused(config, setting, name, o
         assert task_of(found[0])["contextId"] == "in-other-words"
         assert await events(http, "/sessions/in-other-words/events?from_start=1&follow=0")
     assert counter.ledger.count("begin", "x") == 0
+
+
+@both_versions
+async def test_a_task_whose_events_are_not_in_its_session_ends_for_who_resumes_it(
+    config, setting, version, monkeypatch
+):
+    monkeypatch.setattr("agentscope_rocketmq.gateway.replays._ASK_AGAIN_SECONDS", 0.3)
+    card, counter = setting
+    async with gateway_for(config, card) as served, client(served.url, version=version) as http:
+        found = await events(http, "/", message("x 1", version=version, contextId="talk"))
+        body = message("y", version=version, stream=False, contextId="talk")
+        body["params"]["configuration"] = {"blocking": False} if version == "0.3" else {"returnImmediately": True}
+        begun = (await http.post("/", json=body)).json()["result"]
+        task = begun if version == "0.3" else begun["task"]
+        subscribed = about("subscribe", task["id"], version=version)
+        async with asyncio.timeout(LIMIT), stream(http, "/", subscribed, **{"last-event-id": found[-1].id}) as response:
+            first = task_of(await anext(response.events))
+            assert (first["id"], first["status"]["state"].lower().endswith("completed")) == (task["id"], False)
+            counter.enough["y"].set()
+            rest = [event async for event in response.events]
+        last = task_of(rest[-1])
+        assert (last["id"], last["status"]["state"].lower().endswith("completed")) == (task["id"], True)
+
+
+@pytest.mark.parametrize("stream_it", [True, False])
+async def test_a_session_name_that_is_too_long_is_refused_at_its_first_call(config, setting, stream_it):
+    card, counter = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        refused = await http.post("/", json=message("x 1", stream=stream_it, contextId="c" * 1025))
+        assert (refused.status_code, refused.json()["error"]["data"]["reason"]) == (400, "bad-request")
+        assert "1024" in refused.json()["error"]["message"]
+        refused = await http.get(f"/sessions/{'c' * 1025}/events?from_start=1")
+        assert refused.status_code == 400
+        await events(http, "/", message("x 1", contextId="c" * 1024))
+        assert len(await events(http, f"/sessions/{'c' * 1024}/events?from_start=1&follow=0")) == 3
+    assert counter.ledger.count("begin", "x") == 1

@@ -59,7 +59,7 @@ async def test_a_token_is_good_with_its_secret_only_and_for_its_time():
     old = jwt.encode({"sub": "alice", "exp": time.time() - 60}, TokenVerifier(SECRET)._key, algorithm="HS256")
     with pytest.raises(Unauthenticated, match="expired"):
         await TokenVerifier(SECRET)(old)
-    for lifetime in (0, -1, float("nan")):
+    for lifetime in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ConfigurationError):
             make_token("alice", secret=SECRET, lifetime=lifetime)
 

@@ -295,6 +295,13 @@ def test_with_a_secret_names_are_unguessable_and_owners_apart():
         lite_topic_name("")
 
 
+def test_names_that_are_too_long_are_refused():
+    assert lite_topic_name("x" * 1024, owner="o" * 1024, secret="s")
+    for session, owner in (("x" * 1025, "o"), ("x", "o" * 1025)):
+        with pytest.raises(ValueError, match="1025 characters"):
+            lite_topic_name(session, owner=owner)
+
+
 async def test_closing_a_client_ends_its_waiting_call(config, topic):
     async with RocketMQ(config, card_cache=None) as rocketmq:
         client = await rocketmq.client(card_for(config, topic))

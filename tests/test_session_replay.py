@@ -210,8 +210,8 @@ async def test_a_listener_that_lags_while_others_go_on_is_cut_off_with_its_curso
 
 @pytest.mark.parametrize(
     "where",
-    [{"from_start": True, "tail": 3}, {"since": datetime(2026, 1, 1)}, {"tail": -1}],  # noqa: DTZ001
-    ids=["two starts", "no zone", "negative"],
+    [{"from_start": True, "tail": 3}, {"since": datetime(2026, 1, 1)}, {"tail": -1}, {"tail": 2.0}],  # noqa: DTZ001
+    ids=["two starts", "no zone", "negative", "part of an event"],
 )
 async def test_a_start_that_is_none_is_refused_at_once(rocketmq, where):
     with pytest.raises(ConfigurationError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from a2a.compat.v0_3.conversions import to_compat_stream_response
 from a2a.types import StreamResponse
 from google.protobuf.json_format import MessageToDict
 
+from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.gateway.calls import LAST_EVENT_ID
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.refusal import Refusal
@@ -31,10 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Replays", "start_of"]
 
+logger = logging.getLogger(__name__)
+
 # What was asked for is known to be there, or not to be, within this where nothing comes.
 _FIRST_SECONDS = 6.0
 # A task that had ended, or that waits: nothing more of it comes when nothing came for this long.
 _QUIET_SECONDS = 1.0
+# What a task does may not all be in its session (a call that did not wait for it has its first answer there): when
+# nothing came for this long the agent is asked whether it has ended.
+_ASK_AGAIN_SECONDS = 10.0
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -100,11 +107,18 @@ class Replays:
         events = await self._events(conversation, _from(place), known=True)
 
         async def rendered() -> AsyncGenerator[str, None]:
-            shown = task if question.old else {"task": task}
-            snapshot = json.dumps({"jsonrpc": "2.0", "id": question.rpc.id, "result": shown}, ensure_ascii=False)
+            snapshot = _shown(task, question)
             yield retry() + render_event(snapshot, event_id=last_event_id)
             state = progress(snapshot)
-            while (event := await events.take(None if state is Progress.OPEN else _QUIET_SECONDS)) is not None:
+            while True:
+                event = await events.take(_ASK_AGAIN_SECONDS if state is Progress.OPEN else _QUIET_SECONDS)
+                if event is None:
+                    if state is Progress.OPEN:
+                        ended = await self._snapshot(agent, question, headers, owner)
+                        if ended is None or progress(ended) is Progress.OPEN:
+                            continue
+                        yield render_event(ended)
+                    return
                 result = _result(event.raw)
                 if _task_of(result) != question.task_id:
                     continue
@@ -120,6 +134,16 @@ class Replays:
             rpc_id=question.rpc.id,
             on_end=events.aclose,
         )
+
+    async def _snapshot(self, agent: Agent, question: Question, headers: Mapping[str, str], owner: str) -> str | None:
+        """The task as the agent has it now; None where it does not say."""
+        try:
+            _, _, answer = await self._calls.task(agent, question, headers, owner)
+        except AgentScopeRocketMQError as error:
+            logger.info("Task %s could not be asked for: %s", question.task_id, error)
+            return None
+        task = answer.get("result")
+        return _shown(task, question) if isinstance(task, dict) else None
 
     async def _events(self, conversation: Conversation, start: dict[str, Any], *, known: bool) -> _Ahead:
         """Events from a start that is there.
@@ -240,6 +264,12 @@ class _Ahead:
 
 async def _next(events: AsyncGenerator[SessionEvent, None]) -> SessionEvent | None:
     return await anext(events, None)
+
+
+def _shown(task: dict[str, Any], question: Question) -> str:
+    """A task as an event of the answer to this request."""
+    shown = task if question.old else {"task": task}
+    return json.dumps({"jsonrpc": "2.0", "id": question.rpc.id, "result": shown}, ensure_ascii=False)
 
 
 def _result(raw: str) -> dict[str, Any]:
