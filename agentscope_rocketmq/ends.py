@@ -12,16 +12,27 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
+from a2a.compat.v0_3.conversions import to_compat_task
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.events import EventQueue
-from a2a.types import Message, Part, Role, Task, TaskState, TaskStatus, TaskStatusUpdateEvent
+from a2a.types import (
+    Message,
+    Part,
+    Role,
+    SendMessageResponse,
+    Task,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+)
 from a2a.utils.errors import A2AError, InternalError
+from google.protobuf.json_format import MessageToDict
 
 if TYPE_CHECKING:
     from a2a.server.agent_execution import RequestContext
     from a2a.server.events import Event
 
-__all__ = ["CARRIED", "STOP_GRACE", "OneEnd", "is_end"]
+__all__ = ["CARRIED", "STOP_GRACE", "OneEnd", "failed_result", "is_end"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +56,23 @@ _WAITING = frozenset({TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_
 def is_end(event: Event) -> bool:
     """Whether an event is the last one of its stream: a final state, or a bare message."""
     return isinstance(event, Message) or _state(event) in _ENDED
+
+
+def failed_result(task_id: str, context_id: str, why: str, *, legacy: bool) -> dict[str, Any]:
+    """A failed task as the result of a JSON-RPC response, for a request that reached no executor.
+
+    Args:
+        task_id: Id of the task.
+        context_id: Id of its context.
+        why: For the caller's eyes.
+        legacy: Whether the caller speaks A2A 0.3.
+    """
+    update = _status(task_id, context_id, TaskState.TASK_STATE_FAILED, why)
+    response = SendMessageResponse(task=Task(id=task_id, context_id=context_id, status=update.status))
+    result: dict[str, Any] = MessageToDict(response)
+    if legacy:
+        result = to_compat_task(response.task).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return result
 
 
 class _Progress:
@@ -137,7 +165,7 @@ class OneEnd(AgentExecutor):
         finally:
             self._leave(context, progress)
         if not progress.ended:
-            await gate.enqueue_event(_status(context, TaskState.TASK_STATE_CANCELED))
+            await gate.enqueue_event(_status_of(context, TaskState.TASK_STATE_CANCELED))
 
     async def _run(self, context: RequestContext, gate: _Gate) -> None:
         work = asyncio.create_task(self._executor.execute(context, gate), name=f"execute[{context.task_id}]")
@@ -162,7 +190,7 @@ class OneEnd(AgentExecutor):
         if not gate._progress.said and context.current_task is None:  # noqa: SLF001  (one room)
             raise InternalError(text)
         if not gate._progress.ended:  # noqa: SLF001
-            await gate.enqueue_event(_status(context, TaskState.TASK_STATE_FAILED, text))
+            await gate.enqueue_event(_status_of(context, TaskState.TASK_STATE_FAILED, text))
 
     def _enter(self, context: RequestContext) -> _Progress:
         progress = self._tasks.setdefault(cast("str", context.task_id), _Progress())
@@ -182,7 +210,7 @@ def _given_up(context: RequestContext) -> str | None:
 
 
 def _failed(context: RequestContext, why: str) -> Task | TaskStatusUpdateEvent:
-    update = _status(context, TaskState.TASK_STATE_FAILED, why)
+    update = _status_of(context, TaskState.TASK_STATE_FAILED, why)
     if context.current_task is not None:
         return update
     history = [] if context.message is None else [context.message]
@@ -193,10 +221,14 @@ def _state(event: Event) -> TaskState | None:
     return event.status.state if isinstance(event, Task | TaskStatusUpdateEvent) else None
 
 
-def _status(context: RequestContext, state: TaskState, text: str | None = None) -> TaskStatusUpdateEvent:
+def _status_of(context: RequestContext, state: TaskState, text: str | None = None) -> TaskStatusUpdateEvent:
+    return _status(cast("str", context.task_id), cast("str", context.context_id), state, text)
+
+
+def _status(task_id: str, context_id: str, state: TaskState, text: str | None = None) -> TaskStatusUpdateEvent:
     status = TaskStatus(state=state)
     status.timestamp.GetCurrentTime()
     if text is not None:
-        said = Message(message_id=f"{context.task_id}-end", role=Role.ROLE_AGENT, parts=[Part(text=text)])
+        said = Message(message_id=f"{task_id}-end", role=Role.ROLE_AGENT, parts=[Part(text=text)])
         status.message.CopyFrom(said)
-    return TaskStatusUpdateEvent(task_id=context.task_id, context_id=context.context_id, status=status)
+    return TaskStatusUpdateEvent(task_id=task_id, context_id=context_id, status=status)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import uuid
 from typing import TYPE_CHECKING
 
+from agentscope_rocketmq.asgi import request_name
 from agentscope_rocketmq.claims import new_key, store_failed
 from agentscope_rocketmq.envelope import BLOBS_HEADER, IDLE_TIMEOUT_HEADER, Claim, ReplyAddress
 from agentscope_rocketmq.errors import BrokerError, TopicNotFound
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
-from agentscope_rocketmq.reply import error_envelope
+from agentscope_rocketmq.reply import ReplyEncoder, error_envelope
 from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.routes import new_context_id, new_task_id
+from agentscope_rocketmq.sse import render_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from agentscope_rocketmq.asgi import Response
     from agentscope_rocketmq.blobs import BlobStore
@@ -178,7 +183,7 @@ class Publisher:
         await self._answer(address, reply)
 
     async def answer_given_up(self, envelope: RequestEnvelope, request: RpcRequest, why: str, *, attempt: int) -> None:
-        """Tell the caller of a request that no worker will serve it.
+        """Tell the caller of a request that no worker will serve it: by a failed task, where it asked for work.
 
         Args:
             envelope: The request.
@@ -186,6 +191,10 @@ class Publisher:
             why: For the caller's eyes.
             attempt: Which delivery of the request this is, from 0.
         """
+        if request.runs_agent:
+            for reply in _failed_task(envelope, request, why, attempt=attempt, room=self._producer.max_body_size):
+                await self._answer(envelope, reply)
+            return
         reply = error_envelope(
             envelope.request_id,
             code=INTERNAL_ERROR,
@@ -216,3 +225,36 @@ class Publisher:
                 await asyncio.sleep(_MISSING_TOPIC_PAUSE)
             else:
                 return
+
+
+def _failed_task(
+    envelope: RequestEnvelope, request: RpcRequest, why: str, *, attempt: int, room: int
+) -> Iterator[ResponseEnvelope]:
+    """The response that an agent's application would give, were it to say that the task of a request has failed."""
+    from agentscope_rocketmq.ends import failed_result  # noqa: PLC0415  (the a2a-sdk's server takes a second)
+
+    given = request.params.get("message")
+    given = given if isinstance(given, dict) else {}
+    name = request_name(envelope)
+    result = failed_result(
+        str(given.get("taskId") or new_task_id(name)),
+        str(given.get("contextId") or new_context_id(name)),
+        why,
+        legacy="/" in (request.method or ""),
+    )
+    text = json.dumps({"jsonrpc": "2.0", "id": request.id, "result": result}, ensure_ascii=False)
+    encoder = ReplyEncoder(
+        envelope.request_id,
+        peer_reads_batches=envelope.reads_batches,
+        sticky=None,
+        attempt=attempt,
+        run=uuid.uuid4().hex[:16],
+        max_message_bytes=room,
+        wants_stream=request.wants_stream,
+        rpc_id=request.id,
+    )
+    encoder.start(200, [(b"content-type", b"text/event-stream" if request.wants_stream else b"application/json")])
+    encoder.feed((render_event(text) if request.wants_stream else text).encode("utf-8", "replace"))
+    encoder.finish()
+    while (reply := encoder.take()) is not None:
+        yield reply

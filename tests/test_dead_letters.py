@@ -177,12 +177,21 @@ async def test_an_agentscope_agent_is_told_why_its_request_failed(config, names,
         assert "given up after" in (answer.get_text_content() or "")
 
 
-async def test_an_app_that_can_not_fail_tasks_has_the_caller_told_by_an_error(config, names, connection):
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("version", ["1.0", "0.3"])
+async def test_the_task_of_an_app_of_others_has_failed_too_and_the_app_is_not_asked(
+    config, names, connection, version, streaming
+):
+    card = in_version(card_for(config, names.topic, capabilities={"streaming": streaming}), version)
     async with (
         RocketMQ(config) as rocketmq,
-        await rocketmq.client(card_for(config, names.topic), session="s") as client,
+        await rocketmq.client(card, session="s") as client,
     ):
-        call = asyncio.create_task(reply(client, "deadly"))
+
+        async def follow():
+            return [event async for event in client.send_message(request("deadly", context_id="mine"))]
+
+        call = asyncio.create_task(follow())
         async with asyncio.timeout(LIMIT):
             await fails(connection, names, times=2)
             asked = []
@@ -190,10 +199,26 @@ async def test_an_app_that_can_not_fail_tasks_has_the_caller_told_by_an_error(co
             async def app(scope, _receive, _send):
                 asked.append(scope["type"])
 
-            async with A2AServer.from_app(app, card=card_for(config, names.topic), config=config):
+            async with A2AServer.from_app(app, card=card, config=config):
+                [event] = await call
+            assert "http" not in asked
+        assert event.task.status.state == TaskState.TASK_STATE_FAILED
+        assert re.search(r"given up after \d+ deliveries", event.task.status.message.parts[0].text)
+        assert event.task.id
+        assert event.task.context_id == "mine"
+
+
+async def test_a_question_that_no_worker_answers_is_an_error(config, names, connection):
+    async with (
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(card_for(config, names.topic), session="s") as client,
+    ):
+        call = asyncio.create_task(client.get_task(GetTaskRequest(id="unknown")))
+        async with asyncio.timeout(LIMIT):
+            await fails(connection, names, times=2)
+            async with server_for(make_echo_agent, config, names.topic):
                 with pytest.raises(InternalError, match=r"given up after \d+ deliveries"):
                     await call
-            assert "http" not in asked
 
 
 async def test_what_is_no_request_and_what_names_a_forbidden_topic_are_dead_letters(

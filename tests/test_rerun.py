@@ -149,6 +149,9 @@ def test_a_task_that_ends_without_being_run_again_is_an_update_of_the_one_that_i
     assert (update["taskId"], update["contextId"]) == ("t", "c")
     if legacy:
         assert (update["kind"], update["final"]) == ("status-update", True)
+    # Whoever says so may not know by which name the task was begun.
+    [*_, renamed] = given([task(legacy), chunk(legacy, "old")], [task(legacy, task_id="u", state="FAILED")])
+    assert renamed == results[-1]
     exchange, _ = opened()
     [data] = data_of(feed_all(exchange, [ours(0, result_event(failed), attempt=2)]))
     assert json.loads(data)["result"] == failed
