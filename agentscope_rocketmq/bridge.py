@@ -15,9 +15,9 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
-from agentscope_rocketmq.asgi import Receive, Response, cancelled, http_scope, request_name, with_rpc_id
+from agentscope_rocketmq.application import Application
+from agentscope_rocketmq.asgi import Response, cancelled, request_name, with_rpc_id
 from agentscope_rocketmq.bodies import PART_OVERHEAD, BodyReceiver
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, RequestEnvelope
 from agentscope_rocketmq.errors import BlobStoreError, BrokerError, EnvelopeError, SessionTakenOver
 from agentscope_rocketmq.handover import Handover, Offer, Outcome
 from agentscope_rocketmq.intake import MOST_MESSAGE_BYTES, Intake
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.asgi import ASGIApp
     from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.config import Limits, Timeouts
+    from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
@@ -100,7 +101,6 @@ class Bridge:
         self.counters = BridgeCounters()
         self.failure: BaseException | None = None
         self.failed = asyncio.Event()
-        self._app = app
         self._consumers = consumers
         self._caller_of = caller_of
         self._producer = producer
@@ -132,10 +132,10 @@ class Bridge:
             patience=timeouts.parts,
             blobs=blobs,
         )
+        self._application = Application(app, path, bodies=self._bodies, counters=self.counters)
         self._fails_tasks = fails_tasks
         self._timeouts = timeouts
         self._limits = limits
-        self._path = path
         self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}
@@ -262,7 +262,7 @@ class Bridge:
                 await self._serve(envelope, request, delivery)
         except Exception:
             # Its slot must not be lost with it, and another worker may do better.
-            await delivery.release()
+            await delivery.release(at_most=self._timeouts.lease)
             raise
 
     def _knows(self, envelope: RequestEnvelope) -> bool:
@@ -344,7 +344,7 @@ class Bridge:
             self._answered.add(key, delivery.attempt)
             await delivery.ack()
         else:
-            await delivery.release()
+            await delivery.release(at_most=self._timeouts.lease)
         return True
 
     async def _serve(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
@@ -390,10 +390,12 @@ class Bridge:
             run.reports.append(asyncio.create_task(reporting, name=f"bridge[{self.topic}].report[{delivery.offer.id}]"))
 
     async def _settle(self, delivery: Delivery, *, complete: bool) -> None:
-        if delivery.leased is not None:
-            await (delivery.ack if complete else delivery.release)()
-        elif delivery.offer is not None:
+        if delivery.offer is not None:
             await self._handover.report_end(delivery.offer, complete=complete)
+        elif complete:
+            await delivery.ack()
+        else:
+            await delivery.release(at_most=self._timeouts.lease)
 
     async def _say_last(self, *words: Awaitable[object]) -> None:
         with contextlib.suppress(TimeoutError):
@@ -416,7 +418,9 @@ class Bridge:
             store_above=self._publisher.store_above(envelope),
         )
         size = len(envelope.body.encode())
-        response = Response(encoder, limit=self._limits.response_buffer_bytes)
+        # A document that the app sends in pieces is only published when a message is full.
+        limit = max(self._limits.response_buffer_bytes, self._producer.max_body_size)
+        response = Response(encoder, limit=limit)
         addressed = delivery.leased is None and delivery.offer is None
         if addressed:
             response.begin()
@@ -433,11 +437,11 @@ class Bridge:
                 tier = delivery.tier_with(envelope.headers)
                 async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
                     if delivery.time_left(envelope) > 0:
-                        await self._answer(envelope, request, delivery, response)
+                        await self._application.answer(envelope, request, delivery, response)
                     else:
-                        self._expire(envelope, response)
+                        self._application.expire(envelope, response)
             else:
-                await self._answer(envelope, request, delivery, response)
+                await self._application.answer(envelope, request, delivery, response)
             response.changed.set()
             return await publishing
         except (BrokerError, BlobStoreError, SessionTakenOver) as error:
@@ -455,63 +459,6 @@ class Bridge:
             response.over.set()
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
-
-    def _expire(self, envelope: RequestEnvelope, response: Response) -> None:
-        """Nobody waits for it any more; whoever reads the session's log later finds why it has no answer."""
-        self.counters.expired += 1
-        logger.info("Request %s was not begun: its caller's total time had run out", envelope.request_id)
-        response.encoder.fail(
-            INTERNAL_ERROR,
-            f"The total time limit ({envelope.seconds(TOTAL_TIMEOUT_HEADER):g} s) of request {envelope.request_id} ran "
-            "out before a worker could begin: the agent has not seen it. Start more workers, or raise the limit.",
-        )
-
-    async def _answer(
-        self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery, response: Response
-    ) -> None:
-        """Run a request through the app, when its body is there; raises where another worker may have it."""
-        if envelope.large is None:
-            receive = Receive(envelope.body.encode(), response.over, rpc_id=request.id)
-            await self._call_app(envelope, delivery, response, receive)
-            return
-        try:
-            async with self._bodies.fetch(envelope) as body:
-                receive = Receive(body, response.over, rpc_id=request.id)
-                await self._call_app(envelope, delivery, response, receive)
-        except EnvelopeError as error:
-            self.counters.refused += 1
-            logger.warning("%s", error)
-            response.encoder.fail(INVALID_REQUEST, str(error))
-        except BlobStoreError as error:
-            if delivery.given_up is None:
-                raise
-            response.encoder.fail(INTERNAL_ERROR, f"{delivery.given_up} {error}")
-
-    async def _call_app(
-        self, envelope: RequestEnvelope, delivery: Delivery, response: Response, receive: Receive
-    ) -> None:
-        scope = http_scope(
-            envelope, delivery.message, path=self._path, attempt=delivery.attempt, given_up=delivery.given_up
-        )
-        try:
-            await self._app(scope, receive, response.send)
-        except Exception:
-            logger.exception("The A2A app failed on request %s", envelope.request_id)
-            response.encoder.fail(
-                INTERNAL_ERROR, f"The agent's server failed on request {envelope.request_id}; its log says why."
-            )
-            return
-        if cancelled():
-            # The a2a-sdk swallows the cancellation of a blocking send and answers with a task at work.
-            raise asyncio.CancelledError
-        response.encoder.finish()
-        if not response.encoder.saw_end_of_task:
-            # The a2a-sdk ends the stream of a reader that it finds too slow as if all were well.
-            response.encoder.fail(
-                INTERNAL_ERROR,
-                f"The response to request {envelope.request_id} ended before its task did. "
-                "The task may go on: ask for it (GetTask), or subscribe to it.",
-            )
 
 
 def _key(envelope: RequestEnvelope) -> tuple[str, str]:

@@ -297,8 +297,8 @@ class RocketMQConfig(BaseModel):
 
         `ROCKETMQ_ENDPOINT`, `ROCKETMQ_NAMESPACE`, `ROCKETMQ_ACCESS_KEY`, `ROCKETMQ_SECRET_KEY`, `ROCKETMQ_TLS`,
         `ROCKETMQ_TLS_CA`, `ROCKETMQ_NAMESRV`, `ROCKETMQ_REPLY_TOPIC`, `ROCKETMQ_REPLY_GROUP`, `ROCKETMQ_STATE_TOPIC`,
-        `ROCKETMQ_STATE_GROUP`, `ROCKETMQ_ALLOWED_REPLY_TOPICS` (separated by commas), `ROCKETMQ_A2A_SECRET`. What is
-        unset or empty keeps its default.
+        `ROCKETMQ_STATE_GROUP`, `ROCKETMQ_ALLOWED_REPLY_TOPICS` (separated by commas), `ROCKETMQ_A2A_SECRET`,
+        `ROCKETMQ_BLOBS` (`NAME=DIRECTORY`, a `DirectoryBlobStore`). What is unset or empty keeps its default.
 
         Args:
             environ: The variables; None takes those of the process.
@@ -311,12 +311,14 @@ class RocketMQConfig(BaseModel):
         values: dict[str, object] = {}
         for field in cls.model_fields:
             text = source.get(f"ROCKETMQ_{field.upper()}", "").strip()
-            if not text or field in ("blobs", "timeouts", "limits"):
+            if not text or field in ("timeouts", "limits"):
                 continue
             if field == "tls":
                 values[field] = _boolean("ROCKETMQ_TLS", text)
             elif field == "allowed_reply_topics":
                 values[field] = tuple(part.strip() for part in text.split(",") if part.strip())
+            elif field == "blobs":
+                values[field] = _directory(text)
             else:
                 values[field] = text
         return cls(**(values | overrides))
@@ -326,6 +328,15 @@ def _legal(name: str) -> str:
     if not _RESOURCE.fullmatch(name):
         raise ValueError(f"{name!r} is not a RocketMQ name: use 1-127 of letters, digits, '_', '-', '%', '|'")
     return name
+
+
+def _directory(text: str) -> BlobStore:
+    from agentscope_rocketmq.directory import DirectoryBlobStore  # noqa: PLC0415  (it does I/O, this module does none)
+
+    name, _, path = text.partition("=")
+    if not path:
+        raise ConfigurationError(f"ROCKETMQ_BLOBS={text!r} is no blob store: give NAME=DIRECTORY.")
+    return DirectoryBlobStore(path, name=name)
 
 
 def _boolean(name: str, text: str) -> bool:

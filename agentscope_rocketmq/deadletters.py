@@ -113,7 +113,7 @@ async def bury(
     agent: str,
     timeout: float,  # noqa: ASYNC109
 ) -> None:
-    """Put a message among the dead letters of an agent. At least once: a letter may be there twice.
+    """Put a message among the dead letters of an agent. At least once: what is there twice is one for who reads.
 
     Args:
         producer: Sends it.
@@ -181,6 +181,7 @@ class DeadLetters:
         await _put(self._producer, self._consumer.topic, self._topic, {"mark": mark}, timeout=_READ_SECONDS)
         lite_topic = dead_letter_topic(self._topic)
         letters: dict[int, DeadLetter] = {}
+        first: dict[str, int] = {}
         await self._consumer.subscribe([lite_topic], at=Position.offset(0))
         try:
             async with asyncio.timeout(_READ_SECONDS):
@@ -194,7 +195,10 @@ class DeadLetters:
                     for message in item.messages:
                         found = DeadLetter.read(message)
                         if isinstance(found, DeadLetter):
-                            letters[found.id] = found
+                            # A message that is delivered again after it was given up is the same letter.
+                            letter_id = first.setdefault(found.message_id, found.id)
+                            before = letters.get(letter_id, found)
+                            letters[letter_id] = dataclasses.replace(before, attempts=found.attempts)
                         elif isinstance(found, int) and found in letters:
                             letters[found] = dataclasses.replace(letters[found], retried=True)
                         elif found == mark:

@@ -112,10 +112,17 @@ class Delivery:
         if self.leased is not None:
             await self.leased.consumer.ack(self.leased)
 
-    async def release(self) -> None:
-        """Somebody else may do better; for one that was leased."""
+    async def release(self, *, at_most: float) -> None:
+        """Somebody else may do better; for one that was leased.
+
+        What failed it (a broker, a blob store, another instance) may last: after a second, and after twice as long
+        each further time.
+
+        Args:
+            at_most: But in no more than this, in seconds.
+        """
         if self.leased is not None:
-            await self.leased.consumer.release(self.leased)
+            await self.leased.consumer.release(self.leased, after=min(at_most, 2.0**self.attempt))
 
     @property
     def attempt(self) -> int:

@@ -25,6 +25,7 @@ from agentscope_rocketmq.config import Limits
 from agentscope_rocketmq.envelope import Claim, ClaimedBody, RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.envelope import Part as Piece
 from agentscope_rocketmq.errors import ConfigurationError, EnvelopeError, ReplayGapError
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from tests.gateways import gateway_for, message
 from tests.services import card_for, server_for
@@ -256,30 +257,69 @@ async def test_requests_that_are_not_what_the_envelope_says_are_refused(
         assert server.bridges[0]._bodies._spools.held == 0
 
 
-async def test_a_document_goes_to_the_store_while_the_app_writes_it(config, topic, store, connection, producer):
-    config = sharing(config, store, response_buffer_bytes=MB, blob_bytes=5 * MB)
-    document = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"text": "x" * 9 * MB}}).encode()
-    step = 300_000
+async def test_a_request_that_is_given_back_waits_twice_as_long_each_time(config, topic, tmp_path, monkeypatch):
+    """Or a store that is away for a while uses up all deliveries of all requests."""
+    given_back = []
+    release = GroupConsumer.release
 
-    async def app(scope, receive, send):
+    async def noted(self, leased, **options):
+        given_back.append((leased.message.attempt, options.get("after")))
+        return await release(self, leased, **options)
+
+    monkeypatch.setattr(GroupConsumer, "release", noted)
+    config = sharing(config, Unreadable(tmp_path / "blobs", name="shared"), attempts=3)
+    async with server_for(Mirror(), config, topic) as server:
+        with pytest.raises(InternalError, match="given up after 3 deliveries"):
+            await ask(config, server, "1 " + filler(5 * MB))
+    assert len(given_back) > 1
+    assert all(after == 2 ** (attempt - 1) for attempt, after in given_back)
+
+
+class Pieces:
+    """An app that writes one document in pieces."""
+
+    def __init__(self, document, step):
+        self._document = document
+        self._step = step
+
+    async def __call__(self, _scope, receive, send):
         while (await receive())["more_body"]:
             pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        for start in range(0, len(document), step):
-            more = start + step < len(document)
-            await send({"type": "http.response.body", "body": document[start : start + step], "more_body": more})
+        for start in range(0, len(self._document), self._step):
+            more = start + self._step < len(self._document)
+            piece = self._document[start : start + self._step]
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
 
-    async with A2AServer.from_app(app, card=card_for(config, topic), config=config):
-        body = rpc("x")
-        envelope = RequestEnvelope(
-            request_id=uuid.uuid4().hex,
-            body=body.decode(),
-            headers={"x-rocketmq-a2a": "1", "x-rocketmq-blobs": "shared"},
-            dest_topic=topic,
-            reply_topic=config.reply_topic,
-            lite_topic="caller",
-        )
-        sent = producer.send(Message(topic=topic, body=envelope.encode()))
+
+def small_request(config, topic, headers):
+    envelope = RequestEnvelope(
+        request_id=uuid.uuid4().hex,
+        body=rpc("x").decode(),
+        headers={"x-rocketmq-a2a": "1", **headers},
+        dest_topic=topic,
+        reply_topic=config.reply_topic,
+        lite_topic="caller",
+    )
+    return Message(topic=topic, body=envelope.encode())
+
+
+async def test_a_document_that_the_app_writes_in_pieces_has_room_until_a_message_is_full(
+    config, topic, connection, producer
+):
+    config = config.model_copy(update={"limits": Limits(response_buffer_bytes=1024)})
+    document = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"text": "x" * 9 * MB}}).encode()
+    async with A2AServer.from_app(Pieces(document, 300_000), card=card_for(config, topic), config=config):
+        sent = producer.send(small_request(config, topic, {}))
+        answers = [each for each in await messages_of(config, connection, sent) if each.part or each.body]
+    assert b"".join(each.part.data for each in answers) == document
+
+
+async def test_a_document_goes_to_the_store_while_the_app_writes_it(config, topic, store, connection, producer):
+    config = sharing(config, store, response_buffer_bytes=MB, blob_bytes=5 * MB)
+    document = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"text": "x" * 9 * MB}}).encode()
+    async with A2AServer.from_app(Pieces(document, 300_000), card=card_for(config, topic), config=config):
+        sent = producer.send(small_request(config, topic, {"x-rocketmq-blobs": "shared"}))
         answers = [each for each in await messages_of(config, connection, sent) if each.part or each.body]
     assert len(answers) == 1
     assert answers[0].part.claim.store == "shared"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentscope_rocketmq import RocketMQ, RocketMQConfig
+from agentscope_rocketmq import DirectoryBlobStore, RocketMQ, RocketMQConfig
 from agentscope_rocketmq.errors import ConfigurationError
 
 KEYS = {"access_key": "an-access-key", "secret_key": "a-secret-key"}
@@ -50,6 +50,15 @@ def test_the_environment_is_checked_as_arguments_are():
         RocketMQConfig.from_env({"ROCKETMQ_NAMESPACE": "a b"})
     with pytest.raises(ConfigurationError, match="allowed_reply_topics"):
         RocketMQConfig.from_env({"ROCKETMQ_ALLOWED_REPLY_TOPICS": "Good, not good"})
+
+
+def test_a_blob_store_is_named_by_the_environment():
+    store = RocketMQConfig.from_env({"ROCKETMQ_BLOBS": "bodies=/mnt/shared/a=b"}).blobs
+    assert isinstance(store, DirectoryBlobStore)
+    assert (store.name, str(store.path)) == ("bodies", "/mnt/shared/a=b")
+    for text in ("/mnt/shared", "bodies=", "=/mnt/shared", "a b=/mnt/shared"):
+        with pytest.raises(ConfigurationError, match=r"NAME=DIRECTORY|name of a blob store"):
+            RocketMQConfig.from_env({"ROCKETMQ_BLOBS": text})
 
 
 @pytest.mark.parametrize("session", ["", "\ud800", 42, b"trip"])

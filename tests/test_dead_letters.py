@@ -18,7 +18,7 @@ from agentscope.message import UserMsg
 
 from agentscope_rocketmq import A2AServer, RocketMQ
 from agentscope_rocketmq.config import Limits, Timeouts
-from agentscope_rocketmq.deadletters import DeadLetters, dead_letter_topic
+from agentscope_rocketmq.deadletters import DeadLetters, bury, dead_letter_topic
 from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import ConfigurationError
 from agentscope_rocketmq.owners import OWNER_HEADER
@@ -219,6 +219,28 @@ async def test_a_question_that_no_worker_answers_is_an_error(config, names, conn
             async with server_for(make_echo_agent, config, names.topic):
                 with pytest.raises(InternalError, match=r"given up after \d+ deliveries"):
                     await call
+
+
+async def test_a_message_that_is_given_up_twice_is_one_letter(config, names, connection, producer):
+    for body in (b"one", b"two"):
+        await producer.send(Message(topic=names.topic, body=body))
+    async with (
+        GroupConsumer(connection, names.topic, names.group) as consumer,
+        dead_letters(config, connection, producer, names.topic) as box,
+    ):
+        delivered: dict[bytes, int] = {}
+        async with asyncio.timeout(LIMIT):
+            async for leased in consumer.messages():
+                message = leased.message
+                delivered[message.body()] = message.attempt
+                await bury(producer, config.state_topic, message, "again", agent=names.topic, timeout=10.0)
+                await consumer.release(leased)
+                if len(delivered) == 2 and min(delivered.values()) > 1:
+                    break
+        letters = await box.list()
+        assert {letter.body: letter.attempts for letter in letters} == delivered
+        assert len(letters) == 2
+        assert (await box.find(letters[1].id)).body == letters[1].body
 
 
 async def test_what_is_no_request_and_what_names_a_forbidden_topic_are_dead_letters(

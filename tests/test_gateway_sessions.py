@@ -87,6 +87,20 @@ async def test_an_ended_task_answers_with_itself_and_then_with_what_came_after_t
 
 
 @both_versions
+async def test_an_ended_task_of_which_nothing_is_left_is_known_to_be_so_without_waiting(
+    config, setting, version, monkeypatch
+):
+    monkeypatch.setattr("agentscope_rocketmq.gateway.replays._FIRST_SECONDS", 10 * LIMIT)
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url, version=version) as http:
+        found = await events(http, "/", message("x 2", version=version))
+        subscribed = about("subscribe", task_of(found[0])["id"], version=version)
+        async with asyncio.timeout(LIMIT):
+            [task] = await events(http, "/", subscribed, **{"last-event-id": found[-1].id})
+        assert task_of(task)["status"]["state"] in ("TASK_STATE_COMPLETED", "completed")
+
+
+@both_versions
 async def test_a_running_task_goes_on_at_another_gateway_where_the_client_left_it(config, setting, version):
     card, counter = setting
     async with gateway_for(config, card) as one, gateway_for(config, card) as other:

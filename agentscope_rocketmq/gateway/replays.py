@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # What was asked for is known to be there, or not to be, within this where nothing comes.
 _FIRST_SECONDS = 6.0
-# A task that had ended, or that waits: nothing more of it comes when nothing came for this long.
+# A task that came to wait: its agent's server may end the stream there, and then nothing more comes.
 _QUIET_SECONDS = 1.0
 # What a task does may not all be in its session (a call that did not wait for it has its first answer there): when
 # nothing came for this long the agent is asked whether it has ended.
@@ -104,14 +104,17 @@ class Replays:
         task = answer.get("result")
         if status != 200 or not isinstance(task, dict):  # noqa: PLR2004  (HTTP's)
             return self._calls.answer(status, json.dumps({**answer, "id": question.rpc.id}) if answer else text)
-        events = await self._events(conversation, _from(place), known=True)
+        snapshot = _shown(task, question)
+        # Of a task that has ended, or that waits, nothing comes that is not there.
+        follow = progress(snapshot) is Progress.OPEN
+        events = await self._events(conversation, {**_from(place), "follow": follow}, known=True)
 
         async def rendered() -> AsyncGenerator[str, None]:
-            snapshot = _shown(task, question)
             yield retry() + render_event(snapshot, event_id=last_event_id)
             state = progress(snapshot)
+            patience = {Progress.OPEN: _ASK_AGAIN_SECONDS, Progress.INTERRUPTED: _QUIET_SECONDS if follow else None}
             while True:
-                event = await events.take(_ASK_AGAIN_SECONDS if state is Progress.OPEN else _QUIET_SECONDS)
+                event = await events.take(patience.get(state))
                 if event is None:
                     if state is Progress.OPEN:
                         ended = await self._snapshot(agent, question, headers, owner)

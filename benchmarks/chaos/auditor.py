@@ -77,7 +77,9 @@ class Run:
 
 
 async def read(endpoint: str, topic: str, group: str, lite_topics: list[str]) -> list[list[dict[str, Any]]]:
-    """All messages of LiteTopics, each from its first on.
+    """All messages of LiteTopics, each from its first on, as JSON objects with one member more.
+
+    That is `storedAt`: when the broker stored it, seconds since 1970.
 
     Args:
         endpoint: Where.
@@ -166,7 +168,8 @@ async def _read_on(
         for message in (message for batch in batches for message in batch):
             system = message.system_properties
             body = gzip.decompress(message.body) if system.body_encoding == definition.Encoding.GZIP else message.body
-            logs[system.lite_topic][system.queue_offset] = json.loads(body)
+            stored_at = system.store_timestamp.ToNanoseconds() / 1e9
+            logs[system.lite_topic][system.queue_offset] = json.loads(body) | {"storedAt": stored_at}
             ack.entries.add(
                 message_id=system.message_id, receipt_handle=system.receipt_handle, lite_topic=system.lite_topic
             )

@@ -11,44 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from benchmarks.chaos.streams import Heard, Move
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Client", "Heard", "Move"]
+__all__ = ["Client"]
 
 _AGAIN = 0.05  # seconds between two tries to connect
-
-
-@dataclass(slots=True)
-class Heard:
-    """A number as it arrived.
-
-    Attributes:
-        number: The number.
-        cursor: The id of its event.
-        at: When, seconds since 1970.
-    """
-
-    number: int
-    cursor: str
-    at: float
-
-
-@dataclass(slots=True)
-class Move:
-    """One going on at another gateway.
-
-    Attributes:
-        left_at: When the connection before had ended.
-        delay: Seconds that it waited then, as its gateway had said (`retry`).
-        asked_at: When the request was sent that was answered.
-        first: Index in `Client.heard` of the first number after it.
-    """
-
-    left_at: float
-    delay: float
-    asked_at: float
-    first: int
 
 
 @dataclass(slots=True, eq=False)

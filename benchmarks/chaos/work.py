@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from agentscope_rocketmq import RocketMQConfig, Timeouts
+from agentscope_rocketmq import Limits, RocketMQConfig, Timeouts
 from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 from agentscope_rocketmq.provision import apply, plan
 from benchmarks.agent import card as make_card
@@ -47,6 +47,7 @@ LEASE = 20.0
 LONGEST_PAUSE = 40.0
 STREAM = 20  # events that a stream has at least
 FINISH_SECONDS = 240.0
+LIMITS = Limits(concurrency=64)
 TIMEOUTS = Timeouts(lease=LEASE, ack=FINISH_SECONDS, idle=90.0, total=FINISH_SECONDS, drain=1.0, connect=60.0)
 
 
@@ -119,7 +120,7 @@ class Chaos:
 
     def _start(self, member: Member) -> None:
         member.generation += 1
-        settings = self.config.model_copy(update={"endpoint": member.wire.endpoint, "timeouts": TIMEOUTS})
+        settings = self.config.model_copy(update={"endpoint": member.wire.endpoint, "timeouts": TIMEOUTS, "limits": LIMITS})
         topic = self.card["supportedInterfaces"][0]["url"].rpartition("/")[2]
         card = make_card(member.wire.endpoint, topic)
         arguments = [member.kind, member.name, settings.model_dump_json(exclude_defaults=True), json.dumps(card)]
