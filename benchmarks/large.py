@@ -1,12 +1,12 @@
 """100 MB requests and answers: rate beside raw messages of 3.9 MB, memory beside the same bodies over plain HTTP.
 
-    scripts/bench large [--engine apache|HOST:PORT] [--mb 100] [--rounds 3]
+    scripts/bench large [--engine apache|HOST:PORT] [--mb 100] [--rounds 3] [--blobs]
 
 Caller and server are a process each. Memory is the peak of a process's resident memory above what it had before the
 call; "own" is RocketMQ's less HTTP's, and so is "carried", in seconds: most of a call's time is what the a2a-sdk does
 with such a body on either way. Bodies are base64 of random bytes. Exits non-zero when a body arrived changed, when
 "own" is over 1.5 times the body, or when a request or an answer was carried at less than half of the raw rate; a single
-event of that size is shown beside them.
+event of that size is shown beside them. With `--blobs` bodies go by way of a directory that both sides share.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
 import statistics
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -30,7 +32,7 @@ from a2a.types import Part, Task, TaskState, TaskStatus
 from rich.console import Console
 from rich.table import Table
 
-from agentscope_rocketmq import A2AServer, RocketMQ, RocketMQConfig
+from agentscope_rocketmq import A2AServer, DirectoryBlobStore, RocketMQ, RocketMQConfig
 from agentscope_rocketmq.card import JSONRPC, card_to_dict, parse_card
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer
@@ -160,8 +162,10 @@ async def _raw(config: RocketMQConfig, size: int) -> float:
 
 async def run(options: argparse.Namespace) -> int:
     size = int(options.mb * MB)
-    async with provisioned(options.engine, card) as (config, agent_card):
-        settings = json.dumps([config.model_dump(mode="json"), agent_card])
+    async with contextlib.AsyncExitStack() as stack:
+        config, agent_card = await stack.enter_async_context(provisioned(options.engine, card))
+        blobs = stack.enter_context(tempfile.TemporaryDirectory()) if options.blobs else None
+        settings = json.dumps([config.model_dump(mode="json"), agent_card, blobs])
         server = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.large", "--serve"),
             stdin=asyncio.subprocess.PIPE,
@@ -172,7 +176,7 @@ async def run(options: argparse.Namespace) -> int:
         server.stdin.write(settings.encode() + b"\n")
         try:
             published = parse_card((await server.stdout.readline()).decode())
-            return await _compare(config, published, size, options.rounds)
+            return await _compare(_sharing(config, blobs), published, size, options.rounds)
         finally:
             server.stdin.close()
             await server.wait()
@@ -231,11 +235,18 @@ async def _compare(config: RocketMQConfig, published: Any, size: int, rounds: in
     return 1 if bad else 0
 
 
+def _sharing(config: RocketMQConfig, blobs: str | None) -> RocketMQConfig:
+    """The configuration with a blob store in that directory; as it is without one."""
+    store = None if blobs is None else DirectoryBlobStore(blobs, name="bench")
+    return config.model_copy(update={"blobs": store})
+
+
 async def serve() -> None:
     """The server's process: settings come on its input, its card goes out, and it serves until the input ends."""
     loop = asyncio.get_running_loop()
-    config, agent_card = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    async with A2AServer.from_executor(Answerer(), card=agent_card, config=RocketMQConfig(**config)) as server:
+    settings, agent_card, blobs = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
+    config = _sharing(RocketMQConfig(**settings), blobs)
+    async with A2AServer.from_executor(Answerer(), card=agent_card, config=config) as server:
         print(json.dumps(card_to_dict(server.card)), flush=True)
         await loop.run_in_executor(None, sys.stdin.read)
 
@@ -245,6 +256,7 @@ def main() -> int:
     parser.add_argument("--engine", default=APACHE, metavar="apache|HOST:PORT")
     parser.add_argument("--mb", type=float, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--blobs", action="store_true", help="with a blob store")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     logging.getLogger("a2a").setLevel(logging.ERROR)
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from rocketmq.grpc_protocol import definition_pb2 as definition
 from rocketmq.grpc_protocol import service_pb2 as service
 from rocketmq.grpc_protocol import service_pb2_grpc as stubs
 
-QUIET = 2  # rounds of polls without a message after which all is read
+QUIET = 12.0  # seconds without a message after which all is read: more than two polls
 POLLS = 4
 ROUNDS = 2
 NAMES_A_CALL = 100
@@ -160,22 +160,31 @@ async def _read_on(
         for start in range(0, len(group_of_names), NAMES_A_CALL):
             some = group_of_names[start : start + NAMES_A_CALL]
             await _subscribe(stub, metadata, topic, group, some, "PARTIAL_ADD", offset)
-    quiet = 0
-    while quiet < QUIET:
-        batches = await asyncio.gather(*(_poll(stub, metadata, topic, group) for _ in range(POLLS)))
-        ack = service.AckMessageRequest()
-        ack.group.name, ack.topic.name = group, topic
-        for message in (message for batch in batches for message in batch):
-            system = message.system_properties
-            body = gzip.decompress(message.body) if system.body_encoding == definition.Encoding.GZIP else message.body
-            stored_at = system.store_timestamp.ToNanoseconds() / 1e9
-            logs[system.lite_topic][system.queue_offset] = json.loads(body) | {"storedAt": stored_at}
-            ack.entries.add(
-                message_id=system.message_id, receipt_handle=system.receipt_handle, lite_topic=system.lite_topic
-            )
-        quiet = 0 if ack.entries else quiet + 1
-        if ack.entries:
+    loop = asyncio.get_running_loop()
+    heard_at = loop.time()
+
+    async def reading() -> None:
+        nonlocal heard_at
+        while loop.time() - heard_at < QUIET:
+            messages = await _poll(stub, metadata, topic, group)
+            if not messages:
+                continue
+            heard_at = loop.time()
+            ack = service.AckMessageRequest()
+            ack.group.name, ack.topic.name = group, topic
+            for message in messages:
+                system = message.system_properties
+                is_gzip = system.body_encoding == definition.Encoding.GZIP
+                said = json.loads(gzip.decompress(message.body) if is_gzip else message.body)
+                stored_at = system.store_timestamp.ToNanoseconds() / 1e9
+                logs[system.lite_topic][system.queue_offset] = said | {"storedAt": stored_at}
+                ack.entries.add(
+                    message_id=system.message_id, receipt_handle=system.receipt_handle, lite_topic=system.lite_topic
+                )
             await stub.AckMessage(ack, metadata=metadata, timeout=30)
+
+    # Apart from each other: one that waits for messages holds up no other.
+    await asyncio.gather(*(reading() for _ in range(POLLS)))
 
 
 async def _poll(stub: Any, metadata: Any, topic: str, group: str) -> list[Any]:

@@ -64,7 +64,6 @@ async def run(config: RocketMQConfig, topic: str, size: Size, *, rolling: bool =
                 ledger=ledger,
                 events=size.events,
                 killed_at=chaos.killed_at,
-                owner="anonymous",
             )
     return report
 

@@ -195,6 +195,11 @@ class Process:
             self._running.kill()
             await self._running.wait()
 
+    def memory(self) -> int:
+        """Its resident memory, in bytes."""
+        assert self._running is not None
+        return int(Path(f"/proc/{self._running.pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+
     async def stop(self) -> None:
         """Ask it to end (SIGTERM), and wait until it did.
 
@@ -238,7 +243,6 @@ async def account(
     ledger: Path,
     events: int,
     killed_at: Sequence[float],
-    owner: str = "",
 ) -> None:
     """Compare what each reader got with the raw LiteTopics and with what the agent says that it said.
 
@@ -249,10 +253,9 @@ async def account(
         ledger: The agent's.
         events: Numbers in each response.
         killed_at: The kills, seconds since 1970.
-        owner: Of the sessions.
     """
     secret = None if config.a2a_secret is None else config.a2a_secret.get_secret_value()
-    names = [lite_topic_name(reader.session, owner=owner, secret=secret) for reader in readers]
+    names = [lite_topic_name(reader.session, secret=secret) for reader in readers]
     group = f"{config.reply_group}_OBSERVER"
     logs = await auditor.read(config.endpoint, config.reply_topic, group, names)
     said: dict[str, list[int]] = defaultdict(list)
