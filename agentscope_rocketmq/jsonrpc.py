@@ -31,6 +31,7 @@ __all__ = [
     "plain_error",
     "progress",
     "read_json",
+    "response_progress",
     "task_progress",
 ]
 
@@ -227,6 +228,11 @@ def progress(event: str) -> Progress:
         response = read_json(event)
     except ValueError:
         return Progress.OPEN
+    return response_progress(response)
+
+
+def response_progress(response: Any) -> Progress:
+    """The same of a JSON-RPC response that was read already."""
     if not isinstance(response, dict):
         return Progress.OPEN
     if response.get("error") is not None:

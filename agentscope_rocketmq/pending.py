@@ -123,8 +123,10 @@ class PendingResponse:
             ResponseTooSlow: This reader left its buffer full for too long.
             SessionTakenOver, ResponseCorrupt: As the class says.
         """
-        async for item in self._items():
-            yield item.text
+        while await self._is_more():
+            # Not in a variable: it may be large, and its reader makes something else of it.
+            yield self._take().text
+            self._note_taken()
 
     async def pieces(self, *, marked: bool = False) -> AsyncIterator[Piece]:
         """The same event by event, each with its cursor. Read either these or `texts`.
@@ -137,7 +139,8 @@ class PendingResponse:
         """
         message: ReceivedMessage | None = None
         before = 0
-        async for item in self._items():
+        while await self._is_more():
+            item = self._take()
             if item.message is not message:
                 message, before = item.message, 0
             stream = self.call.head is not None and self.call.head.stream
@@ -147,21 +150,27 @@ class PendingResponse:
                 data = with_cursor(event.data, cursor) if marked else event.data
                 yield Piece(render_event(data, name=event.name, event_id=event.id) if stream else data, cursor)
             before += found[-1][0] + 1 if found else 0
+            self._note_taken()
 
-    async def _items(self) -> AsyncIterator[_Text]:
-        while True:
-            while self._buffer:
-                item = self._buffer.popleft()
-                self._buffered_bytes -= item.size
-                self._measure()
-                yield item
-                self.taken += 1
-                self.untaken_since = None
-                self._measure()
-                self._on_taken()
+    async def _is_more(self) -> bool:
+        """Wait for a text; False at the end of the response."""
+        while not self._buffer:
             if self._error is None and self.call.finished:
-                return
+                return False
             await self._wait()
+        return True
+
+    def _take(self) -> _Text:
+        item = self._buffer.popleft()
+        self._buffered_bytes -= item.size
+        self._measure()
+        return item
+
+    def _note_taken(self) -> None:
+        self.taken += 1
+        self.untaken_since = None
+        self._measure()
+        self._on_taken()
 
     async def _wait(self) -> None:
         if self._error is not None:
@@ -183,7 +192,7 @@ class PendingResponse:
     def _buffer_texts(self, texts: list[str], message: ReceivedMessage | None) -> None:
         if message is not None and self._error is None:
             for text in texts:
-                size = len(text.encode())
+                size = len(text) if text.isascii() else len(text.encode())
                 self._buffer.append(_Text(text, message, size))
                 self._buffered_bytes += size
                 self.given += 1

@@ -12,7 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Self
 
-from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
+from agentscope_rocketmq.jsonrpc import Progress, read_json, response_progress
 from agentscope_rocketmq.sse import parse_events, render_event
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Seam:
         subject, ids = _subject(_object(response.get("result")))
         if ids is None:
             return text  # an error, or a bare message: there is nothing to be joined
-        is_open = progress(first.data) is Progress.OPEN
+        is_open = response_progress(response) is Progress.OPEN
         is_task = "id" in subject
         seam = [self._restarted(ids, subject, response)] if is_open else []
         only_fails = is_task and not subject.get("artifacts") and _state(subject) == "failed"
@@ -122,8 +122,9 @@ class Seam:
         if text.count("data: ") == 1 and _APPENDED.search(text):
             return
         for event in parse_events(text):
-            self.ended = self.ended or progress(event.data) is Progress.ENDED
-            subject, ids = _subject(_object(_object(event.data).get("result")))
+            response = _object(event.data)  # once: it may be large
+            self.ended = self.ended or response_progress(response) is Progress.ENDED
+            subject, ids = _subject(_object(response.get("result")))
             self._task = ids or self._task
             artifacts = subject.get("artifacts")
             self._add(subject.get("artifact"), *(artifacts if isinstance(artifacts, list) else ()))

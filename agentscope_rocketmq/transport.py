@@ -51,6 +51,7 @@ EXTENSIONS_HEADER = "A2A-Extensions"
 """Request header that lists the A2A extensions that a caller asks for."""
 
 # Headers that describe the connection to an HTTP server that there is none of.
+_CHUNK = 256 * 1024  # characters
 _NOT_CARRIED = frozenset(
     {
         "accept-encoding",
@@ -260,7 +261,14 @@ class _ResponseStream(httpx.AsyncByteStream):
                 if (sticky := self._pending.call.sticky) != noted:
                     self._transport.note(self._envelope, self._pending, text)
                     noted = sticky
-                yield text.encode()
+                # In chunks, as from a socket: what reads them copies each more than once.
+                start = 0
+                while start + _CHUNK < len(text):
+                    yield text[start : start + _CHUNK].encode()
+                    start += _CHUNK
+                last = text[start:].encode()
+                del text  # with the last chunk they have it all
+                yield last
 
     def _texts(self) -> AsyncIterator[str]:
         # Only for those who ask, since it changes what the agent sent; and it takes time to look into each event.

@@ -125,8 +125,10 @@ class _Chaos:
                 self.killed_at.append(time.time())
                 process = self._gateways[active]
                 await (process.stop() if rolling else process.kill())
-                await process.start()
                 active, other = other, active
+                await self._all_at(active)
+                # Only now: its start takes a core for a second, which is that of another machine as a rule.
+                await process.start()
 
     async def _all_at(self, url: str) -> None:
         async with asyncio.timeout(_READY_SECONDS):
