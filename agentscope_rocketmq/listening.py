@@ -61,6 +61,7 @@ class Listener:
         untaken_since: Since when it has not asked for more, although there is something; None while nothing is.
         cursor: The last event it took.
         doubt: Id of a record after which what was asked for can't come any more; None for none.
+        on_found: Called once, when what was asked for is known to be there; None for nobody.
     """
 
     def __init__(self, session: str, start: Start, *, most: int, on_taken: Callable[[], None]) -> None:
@@ -71,6 +72,7 @@ class Listener:
         self.untaken_since: float | None = None
         self.cursor: Cursor | None = None
         self.doubt: str | None = None
+        self.on_found: Callable[[], None] | None = None
         self._most = most
         self._on_taken = on_taken
         self._checked = start.after is None and not start.whole
@@ -152,6 +154,8 @@ class Listener:
             self.miss()
             return False
         self._checked = True
+        if self.on_found is not None:
+            self.on_found()
         return True
 
     @property

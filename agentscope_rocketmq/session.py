@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
 import hmac
 import time
@@ -160,6 +161,7 @@ class Session:
         tail: int | None = None,
         follow: bool = True,
         observe: bool = False,
+        on_listening: Callable[[], None] | None = None,
     ) -> AsyncGenerator[SessionEvent]:
         """What happens in this session: what was there, from some place on, then what comes, without seam or double.
 
@@ -178,6 +180,9 @@ class Session:
             follow: Go on for ever; False ends with what is there when it begins.
             observe: Read beside the live reader instead of in its stead: nobody is disturbed, no position moves but
                 that of observers. One observer of a session at a time.
+            on_listening: Called once, when the session is listened to and its start is known to be there: what comes
+                from now on is not missed, and there is no gap. That may be long before the first event, which has to
+                be waited for all the same. None for nobody.
 
         Returns:
             An async iterator. Close it (`contextlib.aclosing`) where a loop over it may be left early.
@@ -198,7 +203,8 @@ class Session:
         if tail is not None and (not isinstance(tail, int) or isinstance(tail, bool) or tail < 0):
             raise ConfigurationError(f"events(tail={tail!r}) is no number of events.")
         cursor = None if after is None else Cursor.parse(after)
-        return self._events(cursor, since, tail, from_start=from_start, follow=follow, observe=observe)
+        find_start = functools.partial(self._start, cursor, since, tail, from_start=from_start)
+        return self._events(find_start, follow=follow, observe=observe, on_listening=on_listening)
 
     async def open(self) -> None:
         """Read its LiteTopic, for calls, until `close`. What an earlier process did not take comes first.
@@ -245,25 +251,27 @@ class Session:
 
     async def _events(
         self,
-        after: Cursor | None,
-        since: datetime | None,
-        tail: int | None,
+        find_start: Callable[[], Awaitable[Start]],
         *,
-        from_start: bool,
         follow: bool,
         observe: bool,
+        on_listening: Callable[[], None] | None,
     ) -> AsyncGenerator[SessionEvent]:
         await self._carrier.start()
         channels = await self._carrier.observers() if observe else self._carrier.replies
         await self._check_owner()
         start = replace(
-            await self._start(after, since, tail, from_start=from_start),
+            await find_start(),
             until=None if follow else uuid.uuid4().hex,
             # Whose it is may turn out only now, when it is used for the first time.
             owner=None if self._allowed else self.owner,
         )
         try:
             async with channels.listen(self.lite_topic, start) as listener, self._certainty(listener):
+                if not listener.found:
+                    listener.on_found = on_listening
+                elif on_listening is not None:
+                    on_listening()
                 while (event := await listener.next()) is not None:
                     yield event
                     listener.took(event)

@@ -100,6 +100,26 @@ async def test_an_ended_task_of_which_nothing_is_left_is_known_to_be_so_without_
         assert task_of(task)["status"]["state"] in ("TASK_STATE_COMPLETED", "completed")
 
 
+async def test_who_has_all_events_of_a_quiet_session_is_answered_at_once_and_hears_the_next(
+    config, setting, monkeypatch
+):
+    monkeypatch.setattr("agentscope_rocketmq.gateway.replays._FIRST_SECONDS", 10 * LIMIT)
+    card, _ = setting
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with client(one.url) as http:
+            found = await events(http, "/", message("x 2", contextId="quiet"))
+        last = {"last-event-id": found[-1].id}
+        async with (
+            client(other.url) as http,
+            asyncio.timeout(LIMIT),
+            stream(http, "/sessions/quiet/events", **last) as response,
+        ):
+            assert response.status_code == 200
+            asked = await events(http, "/", message("y 2", contextId="quiet"))
+            heard = await take(response.events, len(asked))
+        assert [event.id for event in heard] == [event.id for event in asked]
+
+
 @both_versions
 async def test_a_running_task_goes_on_at_another_gateway_where_the_client_left_it(config, setting, version):
     card, counter = setting

@@ -240,3 +240,35 @@ async def test_events_of_an_sdk_client_carry_their_cursors_for_those_who_ask(con
         assert isinstance(last, StreamResponse)
         assert first.HasField("task")
         assert last.HasField("status_update")
+
+
+@pytest.mark.parametrize("where", [{}, {"after": 39}, {"tail": 0}, {"from_start": True}], ids=str)
+async def test_a_listener_is_told_when_nothing_can_be_missed_any_more(rocketmq, agent, where):
+    """Which may be before there is any event."""
+    await agent.say(*NUMBERS)
+    session = rocketmq.session("trip")
+    known = await heard(session, **({} if where == {} else {"from_start": True, "observe": True}))
+    where = {**where, "after": known[-1].cursor} if "after" in where else where
+    listening = asyncio.Event()
+    async with (
+        asyncio.timeout(LIMIT),
+        contextlib.aclosing(session.events(**where, on_listening=listening.set)) as events,
+    ):
+        coming = asyncio.create_task(anext(events))
+        await listening.wait()
+        await agent.say("new")
+        found = [await coming]
+        while text_of(found[-1]) != "new":
+            found.append(await anext(events))
+    expected = [*NUMBERS, "new"] if "from_start" in where else ["new"]
+    assert [text_of(event) for event in found] == expected
+
+
+async def test_a_listener_whose_start_is_not_there_is_not_told_that_it_listens(rocketmq, agent):
+    await agent.say("0")
+    listening = asyncio.Event()
+    gone = Cursor.of(7, 0, "message")
+    async with contextlib.aclosing(rocketmq.session("trip").events(after=gone, on_listening=listening.set)) as events:
+        with pytest.raises(ReplayGapError):
+            await anext(events)
+    assert not listening.is_set()

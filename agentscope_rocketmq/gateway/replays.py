@@ -35,7 +35,7 @@ __all__ = ["Replays", "start_of"]
 
 logger = logging.getLogger(__name__)
 
-# What was asked for is known to be there, or not to be, within this where nothing comes.
+# What was asked for is known to be there, or not to be, long before this where the broker answers.
 _FIRST_SECONDS = 6.0
 # A task that came to wait: its agent's server may end the stream there, and then nothing more comes.
 _QUIET_SECONDS = 1.0
@@ -165,10 +165,11 @@ class Replays:
             if known:
                 raise Refusal(410, "gap", f"Nothing is kept of session {name!r} any more.")
             raise Refusal(404, "no-such-session", f"There is no session {name!r} of yours.")
-        events = _Ahead(session.events(**start))
+        found = asyncio.Event()
+        events = _Ahead(session.events(**start, on_listening=found.set))
         try:
             # What is wrong with the place is known before the answer begins.
-            await events.look(_FIRST_SECONDS)
+            await events.begin(found, _FIRST_SECONDS)
         except BaseException:
             await events.aclose()
             raise
@@ -240,22 +241,36 @@ class _Ahead:
         self._events = events
         self._coming: asyncio.Task[SessionEvent | None] | None = None
 
-    async def look(self, seconds: float | None) -> bool:
-        """Whether the next event, or the end, comes in that time; raises what went wrong instead."""
-        if self._coming is None:
-            self._coming = asyncio.create_task(_next(self._events), name="gateway.replay.next")
-        await asyncio.wait({self._coming}, timeout=seconds)
-        if not self._coming.done():
-            return False
-        self._coming.result()
-        return True
+    async def begin(self, found: asyncio.Event, seconds: float) -> None:
+        """Wait until the start is found, or an event is there, or the end; raises what went wrong instead.
+
+        Args:
+            found: Set when the start is found.
+            seconds: But no longer than this.
+        """
+        finding = asyncio.create_task(found.wait(), name="gateway.replay.found")
+        coming = self._next()
+        try:
+            await asyncio.wait({finding, coming}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            finding.cancel()
+            await asyncio.gather(finding, return_exceptions=True)
+        if coming.done():
+            coming.result()
 
     async def take(self, seconds: float | None = None) -> SessionEvent | None:
         """The next event; None at the end, or when none comes in that time."""
-        if not await self.look(seconds) or self._coming is None:
+        coming = self._next()
+        await asyncio.wait({coming}, timeout=seconds)
+        if not coming.done():
             return None
-        event, self._coming = self._coming.result(), None
-        return event
+        self._coming = None
+        return coming.result()
+
+    def _next(self) -> asyncio.Task[SessionEvent | None]:
+        if self._coming is None:
+            self._coming = asyncio.create_task(_next(self._events), name="gateway.replay.next")
+        return self._coming
 
     async def aclose(self) -> None:
         """End it."""
