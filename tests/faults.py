@@ -244,7 +244,7 @@ class Bulk(AgentExecutor):
 
 
 def bulk(name: str, megabytes: int) -> str:
-    """So much text, the same for the same name; compression saves a quarter of it."""
+    """So much text, the same for the same name; compression would save a quarter of it, which is too little."""
     data = random.Random(name).randbytes(megabytes * 1024 * 1024 * 3 // 4)
     return base64.b64encode(data).decode()
 

@@ -24,7 +24,7 @@ from tests.waiting import LIMIT, until
 
 MB = 1024 * 1024
 SENT = 20  # MB of a body, in six parts
-HALF = 9 * MB  # two or three of its parts, which travel compressed
+HALF = 9 * MB  # two of its parts, and some of the third
 GET_LITE_TOPIC_INFO = 200076  # org.apache.rocketmq.remoting.protocol.RequestCode
 
 

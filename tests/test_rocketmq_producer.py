@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -56,8 +57,15 @@ async def test_a_message_arrives_with_all_that_was_sent_with_it(connection, prod
         (os.urandom(GZIP_FROM_BYTES), False),
         (os.urandom(3_900_000), False),
         (b"0123456789" * 1_000_000, True),
+        (b"0123456789" * 300_000, True),
+        (base64.b64encode(os.urandom(20_000)), False),
+        (base64.b64encode(os.urandom(2_000_000)), False),
+        (base64.b64encode(os.urandom(3_900_000)), True),
     ],
-    ids=["small", "large", "incompressible", "just below the limit", "beyond the limit unless compressed"],
+    ids=[
+        *("small", "large", "incompressible", "just below the limit", "beyond the limit unless compressed"),
+        *("text", "a small picture", "a picture", "a picture beyond the limit unless compressed"),
+    ],
 )
 async def test_large_bodies_are_compressed_where_it_pays(connection, producer, make_topic, body, compressed):
     topic = await make_topic("NORMAL")

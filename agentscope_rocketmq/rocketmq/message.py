@@ -27,6 +27,9 @@ LITE_TOPIC_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # Below this a message is sent as it is: it would save little and cost the reader a decompression.
 GZIP_FROM_BYTES = 16 * 1024
+# What does not become this small is not worth its time: base64 of random bytes comes to 0.76 at 40 MB/s, text to 0.45.
+_GZIP_RATIO = 0.7
+_SAMPLE_BYTES = 16 * 1024
 
 _EPOCH_2021 = 1609459200
 # Every official client may receive ours, so the id has their form: version, host, process, seconds, counter
@@ -128,12 +131,13 @@ class ReceivedMessage:
         return body
 
 
-def encode(message: Message, resource: Any) -> Any:
+def encode(message: Message, resource: Any, *, room: int) -> Any:
     """The protocol's message. Compressing it may take tens of milliseconds for megabytes.
 
     Args:
         message: What to send.
         resource: The topic as protocol `Resource`.
+        room: Bytes that a body may have, as sent: a larger one is compressed however little that brings.
 
     Raises:
         IllegalRequest: An empty body, or a name that RocketMQ does not accept.
@@ -143,11 +147,8 @@ def encode(message: Message, resource: Any) -> Any:
     if message.lite_topic is not None and not LITE_TOPIC_NAME.fullmatch(message.lite_topic):
         raise IllegalRequest(f"{message.lite_topic!r} is not a LiteTopic name: use 1-64 letters, digits, '_' or '-'.")
     body, encoding = message.body, definition.Encoding.IDENTITY
-    if len(body) >= GZIP_FROM_BYTES:
-        # Level 1: on JSON nearly as small as the default, at a third of the time.
-        compressed = gzip.compress(body, compresslevel=1, mtime=0)
-        if len(compressed) < 0.9 * len(body):
-            body, encoding = compressed, definition.Encoding.GZIP
+    if (compressed := _compressed(body, room)) is not None:
+        body, encoding = compressed, definition.Encoding.GZIP
     system = definition.SystemProperties(
         keys=message.keys,
         message_id=_next_message_id(),
@@ -166,6 +167,20 @@ def encode(message: Message, resource: Any) -> Any:
     return definition.Message(
         topic=resource, user_properties=dict(message.properties), system_properties=system, body=body
     )
+
+
+def _compressed(body: bytes, room: int) -> bytes | None:
+    """A body as gzip; None where that does not pay."""
+    if len(body) < GZIP_FROM_BYTES:
+        return None
+    fits = len(body) <= room
+    # Level 1: on JSON nearly as small as the default, at a third of the time.
+    if fits and len(body) > 4 * _SAMPLE_BYTES:
+        sample = memoryview(body)[len(body) // 2 :][:_SAMPLE_BYTES]
+        if len(zlib.compress(sample, 1)) > _GZIP_RATIO * _SAMPLE_BYTES:
+            return None
+    compressed = gzip.compress(body, compresslevel=1, mtime=0)
+    return compressed if len(compressed) <= (_GZIP_RATIO if fits else 1) * len(body) else None
 
 
 def received(message: Any) -> ReceivedMessage:

@@ -96,9 +96,9 @@ class Producer:
         """
         resource = self._connection.resource(message.topic)
         if len(message.body) > _OFF_LOOP_BYTES:
-            encoded = await asyncio.to_thread(encode, message, resource)
+            encoded = await asyncio.to_thread(encode, message, resource, room=self.max_body_size)
         else:
-            encoded = encode(message, resource)
+            encoded = encode(message, resource, room=self.max_body_size)
         doing = f"Sending to topic {message.topic!r}" + (
             f", LiteTopic {message.lite_topic!r}" if message.lite_topic is not None else ""
         )
