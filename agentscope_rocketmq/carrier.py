@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agentscope_rocketmq.bodies import PART_OVERHEAD, send_body
 from agentscope_rocketmq.claims import put_body
 from agentscope_rocketmq.envelope import BATCH_HEADER, BLOBS_HEADER
-from agentscope_rocketmq.errors import BrokerError, CallTimeout, ClosedError, IllegalRequest
+from agentscope_rocketmq.errors import BrokerError, CallTimeout, ClosedError, IllegalRequest, MessageTooLarge
 from agentscope_rocketmq.jsonrpc import RpcRequest, excerpt
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import INSTANCE_HEADER
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.blobs import BlobStore
     from agentscope_rocketmq.card import LargeBodies
     from agentscope_rocketmq.channels import ReplyChannels
+    from agentscope_rocketmq.config import Limits
     from agentscope_rocketmq.envelope import BodyReference, ClaimedBody, RequestEnvelope
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.rocketmq.producer import Producer
     from agentscope_rocketmq.routes import InstanceRoutes
+    from agentscope_rocketmq.times import CallTimes
 
 __all__ = ["INSTANCE_TIMEOUT", "Carrier"]
 
@@ -44,8 +46,8 @@ class Carrier:
         make: Makes producer and reply channels, not started. Called again when a start failed.
         make_observers: Makes reply channels of the observer group, not started.
         routes: What is known of the agents' instances.
+        limits: `request_bytes` and `blob_bytes` count here.
         blobs: Where large bodies go, to agents that share it; None for nowhere.
-        blob_bytes: Bytes that are large.
 
     Attributes:
         routes: The same.
@@ -57,12 +59,12 @@ class Carrier:
         make_observers: Callable[[], ReplyChannels],
         routes: InstanceRoutes,
         *,
+        limits: Limits,
         blobs: BlobStore | None = None,
-        blob_bytes: int = 0,
     ) -> None:
         self.routes = routes
         self._blobs = blobs
-        self._blob_bytes = blob_bytes
+        self._limits = limits
         self._make = make
         self._make_observers = make_observers
         self._observers: ReplyChannels | None = None
@@ -112,28 +114,51 @@ class Carrier:
         return {BATCH_HEADER: "1"} | ({BLOBS_HEADER: self._blobs.name} if self._blobs else {})
 
     async def put(
-        self, request_id: str, body: bytes, large_bodies: LargeBodies | None, *, each: float, total: float | None
-    ) -> tuple[str, BodyReference | ClaimedBody | None]:
-        """What an envelope says of its body: all of it, or an excerpt and where it is, when it has been sent there."""
-        blobs = self._blobs if large_bodies is not None and len(body) > self._blob_bytes else None
+        self, request_id: str, body: bytes, large_bodies: LargeBodies | None, *, each: float, times: CallTimes
+    ) -> tuple[str, BodyReference | ClaimedBody | None, CallTimes]:
+        """Send the body of a request ahead, where it is too large for its envelope.
+
+        Args:
+            request_id: Id of the request.
+            body: Its body.
+            large_bodies: How the agent's servers read large requests; None when its card does not say that they do.
+            each: Seconds for one message, or one chunk, to be accepted.
+            times: How long its call waits for what.
+
+        Returns:
+            What its envelope says of the body: all of it, or an excerpt and where it is; and what is left of the times.
+
+        Raises:
+            MessageTooLarge: It is over the limit here, or of the agent's servers: nothing was sent.
+            IllegalRequest: It is not UTF-8.
+            CallTimeout: The total time ran out.
+            BrokerError, BlobStoreError: It was not accepted.
+        """
+        _check_size(body, self._limits.request_bytes, large_bodies)
+        blobs = self._blobs if large_bodies is not None and len(body) > self._limits.blob_bytes else None
         if blobs is not None and large_bodies is not None and large_bodies.blob_store != blobs.name:
             blobs = None
         if large_bodies is None or (blobs is None and len(body) <= self.producer.max_body_size - PART_OVERHEAD):
-            return _text(body), None
+            return _text(body), None, times
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         text = await asyncio.to_thread(_excerpt, body)
         try:
-            async with asyncio.timeout(total):
+            async with asyncio.timeout(times.total):
+                large: BodyReference | ClaimedBody
                 if blobs is not None:
-                    return text, await put_body(blobs, request_id, body, timeout=each)
-                return text, await send_body(self.producer, large_bodies.topic, request_id, body, timeout=each)
+                    large = await put_body(blobs, request_id, body, timeout=each)
+                else:
+                    large = await send_body(self.producer, large_bodies.topic, request_id, body, timeout=each)
         except TimeoutError:
             raise CallTimeout(
-                f"The {len(body)} bytes of request {request_id} could not be sent within {total:g} s (total time "
+                f"The {len(body)} bytes of request {request_id} could not be sent within {times.total:g} s (total time "
                 "limit). Raise it, or send less.",
                 request_id=request_id,
                 which="total",
-                seconds=total or 0.0,
+                seconds=times.total or 0.0,
             ) from None
+        return text, large, times.after(loop.time() - began)
 
     async def request(
         self,
@@ -226,6 +251,16 @@ class Carrier:
             await replies.aclose()
             await producer.aclose()
             self._started = None
+
+
+def _check_size(body: bytes, own: int, large: LargeBodies | None) -> None:
+    limit = own if large is None else min(own, large.request_bytes)
+    if len(body) > limit:
+        where = "here and on the server" if limit == own else "of the agent's server, whose card names it"
+        raise MessageTooLarge(
+            f"The request has {len(body)} bytes and was not sent: the limit is {limit}. Send less, or raise "
+            f"Limits.request_bytes {where}."
+        )
 
 
 def _text(body: bytes) -> str:

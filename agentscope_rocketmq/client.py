@@ -352,7 +352,6 @@ class RocketMQ:
             session=self._session(*session, carrier),
             carrier=carrier,
             timeouts=timeouts,
-            limits=self.config.limits,
             tiers=priority_topics(card) if address == rocketmq_addresses(card)[0] else None,
             large=large_bodies(card),
         )
@@ -407,8 +406,8 @@ class RocketMQ:
                     make,
                     make_observers,
                     InstanceRoutes(config.state_topic),
+                    limits=config.limits,
                     blobs=config.blobs,
-                    blob_bytes=config.limits.blob_bytes,
                 ),
             )
         return self._carriers[key][1]

@@ -6,10 +6,9 @@ LiteTopic of the session. So every A2A method, version, header, extension and er
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -32,13 +31,14 @@ from agentscope_rocketmq.errors import (
     ResponseCorrupt,
 )
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
+from agentscope_rocketmq.times import CallTimes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
     from agentscope_rocketmq.card import Address, LargeBodies
     from agentscope_rocketmq.carrier import Carrier
-    from agentscope_rocketmq.config import Limits, Timeouts
+    from agentscope_rocketmq.config import Timeouts
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.session import Session
 
@@ -88,7 +88,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         session: Where the answers come; opened by the first request, left by `aclose`.
         carrier: Sends requests and receives answers; started by the first request, not closed by this object.
         timeouts: Defaults of a call.
-        limits: `request_bytes` counts here.
         tiers: The agent's further topics, for requests whose header `x-rocketmq-priority` names the tier. A tier that
             the agent does not have goes to its own topic.
         large: How the agent's servers read large requests; None when its card does not say that they do.
@@ -101,7 +100,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         session: Session,
         carrier: Carrier,
         timeouts: Timeouts,
-        limits: Limits,
         tiers: Mapping[Tier, str] | None = None,
         large: LargeBodies | None = None,
     ) -> None:
@@ -111,7 +109,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         self.session = session
         self._carrier = carrier
         self._timeouts = timeouts
-        self._limits = limits
         self._pending: set[PendingResponse] = set()
         self._opened = False
         self._closed = False
@@ -127,7 +124,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
         """
         with _as_httpx_errors(request):
             body = await request.aread()
-            _check_size(body, self._limits.request_bytes, self._large)
             await self._open()
             envelope, pending = await self._ask(request, body)
             try:
@@ -159,13 +155,9 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
 
     async def _ask(self, request: httpx.Request, body: bytes) -> tuple[RequestEnvelope, PendingResponse]:
         request_id = uuid.uuid4().hex
-        times = self._times(request)
-        began = asyncio.get_running_loop().time()
-        text, large = await self._carrier.put(
-            request_id, body, self._large, each=self._timeouts.send, total=times.total
+        text, large, times = await self._carrier.put(
+            request_id, body, self._large, each=self._timeouts.send, times=self._times(request)
         )
-        if times.total is not None:
-            times = times._replace(total=times.total - (asyncio.get_running_loop().time() - began))
         envelope = RequestEnvelope(
             request_id=request_id,
             body=text,
@@ -190,9 +182,9 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             raise
         return envelope, pending
 
-    def _times(self, request: httpx.Request) -> _Times:
+    def _times(self, request: httpx.Request) -> CallTimes:
         given = request.extensions.get("timeout") or {}
-        return _Times(
+        return CallTimes(
             ack=_seconds(request, ACK_TIMEOUT_HEADER, self._timeouts.ack),
             idle=given.get("read", self._timeouts.idle),
             total=_seconds(request, TOTAL_TIMEOUT_HEADER, self._timeouts.total),
@@ -219,19 +211,6 @@ class RocketMQTransport(httpx.AsyncBaseTransport):
             # The broker forgets the subscription of a client that is gone; an error here helps nobody.
             with contextlib.suppress(BrokerError, ClosedError):
                 await self.session.close()
-
-
-class _Times(NamedTuple):
-    """How long a call waits for what, in seconds."""
-
-    ack: float | None
-    idle: float | None
-    total: float | None
-
-    def headers(self) -> dict[str, str]:
-        """What a worker must know of them."""
-        given = {IDLE_TIMEOUT_HEADER: self.idle, TOTAL_TIMEOUT_HEADER: self.total}
-        return {name: f"{seconds:.3f}" for name, seconds in given.items() if seconds is not None}
 
 
 def _seconds(request: httpx.Request, header: str, default: float | None) -> float | None:
@@ -281,16 +260,6 @@ class _ResponseStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._transport.forget(self._pending)
-
-
-def _check_size(body: bytes, own: int, large: LargeBodies | None) -> None:
-    limit = own if large is None else min(own, large.request_bytes)
-    if len(body) > limit:
-        where = "here and on the server" if limit == own else "of the agent's server, whose card names it"
-        raise MessageTooLarge(
-            f"The request has {len(body)} bytes and was not sent: the limit is {limit}. Send less, or raise "
-            f"Limits.request_bytes {where}."
-        )
 
 
 @contextlib.contextmanager

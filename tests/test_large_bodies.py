@@ -116,6 +116,10 @@ async def test_a_body_over_the_limit_of_either_side_is_refused_before_anything_i
                 with pytest.raises(A2AClientError, match=reason) as caught:
                     await parts_of(client, filler(7 * MB))
                 assert isinstance(root_cause(caught.value), MessageTooLarge)
+        async with gateway_for(config, server.card) as gateway, httpx.AsyncClient(timeout=LIMIT) as http:
+            sent = await http.post(gateway.url, json=message(filler(7 * MB)))
+            assert (sent.status_code, sent.json()["error"]["data"]["reason"]) == (413, "too-large")
+            assert "whose card names it" in sent.json()["error"]["message"]
         assert server.bridges[0].counters.taken == 0
 
 

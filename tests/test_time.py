@@ -18,6 +18,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.agents import Gate, make_blocked_agent, make_echo_agent
 from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.gateways import client, gateway_for, message
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.test_workers import _answer, _envelope, _listening, _rpc
 from tests.waiting import LIMIT, root_cause, take, until
@@ -243,3 +244,39 @@ async def test_a_lonely_worker_that_was_held_goes_on_with_what_it_had(config, to
 async def _reply_with(client, text, context):
     async for _event in client.send_message(request(text), context=context):
         pass
+
+
+# Through a gateway
+
+
+async def test_the_total_time_of_a_gateways_call_travels_with_it(config, topic, counter):
+    hasty = config.model_copy(update={"timeouts": Timeouts(total=1.0)})
+    async with gateway_for(hasty, card_for(config, topic)) as served, client(served.url) as http:
+        late = await http.post("/", json=message("late 1 0"))
+        assert (late.status_code, late.json()["error"]["data"]["reason"]) == (504, "timeout")
+        async with server_for(counter, config, topic) as server:
+            await until(lambda: server.bridges[0].counters.answered == 1)
+            assert server.bridges[0].counters.expired == 1
+            assert counter.ledger.count("begin", "late") == 0
+
+
+async def test_a_gateways_idle_time_is_told_to_workers_and_its_ack_time_counts(config, topic):
+    hasty = config.model_copy(update={"timeouts": Timeouts(ack=LIMIT, idle=1.0)})
+    gate = Gate()
+    async with gateway_for(hasty, card_for(config, topic)) as served, client(served.url) as http:
+        answer = asyncio.create_task(http.post("/", json=message("wait", stream=False)))
+        carrier = served.gateway._rocketmq.carrier(None)
+        await until(lambda: len(carrier.replies._by_call) == 1)
+        [call] = carrier.replies._by_call
+        exchange = carrier.replies.exchange
+        feed, heard = exchange.feed, []
+        exchange.feed = lambda data, now: heard.append(now) or feed(data, now)
+        # No worker for longer than the idle time: the ack time counts.
+        asked = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > asked + 1.5)
+        assert call in carrier.replies._by_call
+        async with server_for(make_blocked_agent(gate), config, topic):
+            await gate.arrived.wait()
+            await until(lambda: heard and heard[-1] - heard[0] > 2.5)
+            gate.open.set()
+            assert (await answer).status_code == 200

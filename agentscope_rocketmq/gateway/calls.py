@@ -19,6 +19,7 @@ from agentscope_rocketmq.gateway.streams import EventStream, retry
 from agentscope_rocketmq.jsonrpc import read_json
 from agentscope_rocketmq.owners import ANONYMOUS, CONTEXT_HEADER, OWNER_HEADER, make_assertion
 from agentscope_rocketmq.sse import Event, parse_events, render_event
+from agentscope_rocketmq.times import CallTimes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -163,10 +164,14 @@ class Calls:
         """
         request_id = uuid.uuid4().hex
         timeouts = self._timeouts
-        text, large = await self._carrier.put(
-            request_id, body.encode(), large_bodies(agent.card), each=timeouts.send, total=timeouts.total
+        text, large, times = await self._carrier.put(
+            request_id,
+            body.encode(),
+            large_bodies(agent.card),
+            each=timeouts.send,
+            times=CallTimes(ack=timeouts.ack, idle=timeouts.idle, total=timeouts.total),
         )
-        headers = {**headers, **self._carrier.abilities}
+        headers = {**headers, **self._carrier.abilities, **times.headers()}
         if owner != ANONYMOUS and self._secret is not None:
             headers[OWNER_HEADER] = make_assertion(
                 owner,
@@ -192,9 +197,7 @@ class Calls:
                 reply_topic=replies.topic,
                 lite_topic=session.lite_topic,
             )
-            pending = replies.expect(
-                session.lite_topic, request_id, idle=timeouts.idle, total=timeouts.total, agent=agent.address.topic
-            )
+            pending = replies.expect(session.lite_topic, request_id, **times._asdict(), agent=agent.address.topic)
             stack.callback(replies.forget, pending)
             await self._carrier.request(envelope, pending, timeout=timeouts.send)
             return Asked(envelope, pending, self._carrier, stack.pop_all())
