@@ -18,7 +18,7 @@ from a2a.server.tasks import (
     InMemoryPushNotificationConfigStore,
     InMemoryTaskStore,
 )
-from a2a.types import ListTasksResponse, SubscribeToTaskRequest, Task, TaskState
+from a2a.types import ListTasksResponse, SubscribeToTaskRequest, Task, TaskState, TaskStatus
 from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, UnsupportedOperationError
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
@@ -28,7 +28,7 @@ from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from a2a.server.agent_execution import AgentExecutor, RequestContext
     from a2a.server.context import ServerCallContext
@@ -57,8 +57,46 @@ _ENDED = (
 # A task that waits for input is kept in the store; what the SDK holds beside it (queues, tasks of the loop) is let go
 # after this many seconds, and made anew by the next message.
 _INTERRUPTED_SECONDS = 600.0
+# Of ended tasks, and as much of waiting ones.
+_MOST_BYTES = 128 * 2**20
+# What a part takes in memory beside its content (protobuf in C: 82 bytes with 11 of text).
+_PART_BYTES = 80
 _PUSH_SECONDS = 10.0
 _CLOSE_SECONDS = 10.0
+
+
+class _Kept:
+    """Tasks that ended, or those that wait: in which order they go, and how large they are."""
+
+    def __init__(self, *, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._tasks: OrderedDict[tuple[str, str], tuple[ServerCallContext, TaskStatus, int]] = OrderedDict()
+
+    def put(self, key: tuple[str, str], task: Task, context: ServerCallContext) -> None:
+        """Make a task the last one to go."""
+        _, status, size = self._tasks.get(key, (context, None, 0))
+        # Measured once for each status: a task may be saved with every event, and each time that is all of it.
+        if status != task.status:
+            status = TaskStatus()
+            status.CopyFrom(task.status)
+            size = _memory(task)
+        self.drop(key)
+        self._tasks[key] = context, status, size
+        self._bytes += size
+
+    def drop(self, key: tuple[str, str]) -> None:
+        """Let one go that may not be here."""
+        _, _, size = self._tasks.pop(key, (None, None, 0))
+        self._bytes -= size
+
+    def too_many(self) -> Iterator[tuple[str, ServerCallContext]]:
+        """Let the oldest go until the rest is within bounds, or the last one; their ids and whose they are."""
+        while len(self._tasks) > self._most or (self._bytes > self._most_bytes and len(self._tasks) > 1):
+            (_, task_id), (context, _, size) = self._tasks.popitem(last=False)
+            self._bytes -= size
+            yield task_id, context
 
 
 class BoundedTaskStore(InMemoryTaskStore):
@@ -67,27 +105,28 @@ class BoundedTaskStore(InMemoryTaskStore):
     Args:
         most: Ended tasks to keep, and as many that wait for input or authentication; beyond that the one that ended
             first, or has waited longest, is forgotten. Tasks at work always stay.
+        most_bytes: Memory that the ended ones may take, and as much for those that wait; the last one always stays.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, most_bytes: int = _MOST_BYTES) -> None:
         # The SDK saves the whole task with every event of a stream: a copy each time costs a long answer the square of
         # its length. What is read is copied instead, so that no reader sees a task change under its hands.
         super().__init__(use_copying=False)
-        self._most = most
-        self._ended: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, str], ServerCallContext] = OrderedDict()
+        self._ended = _Kept(most=most, most_bytes=most_bytes)
+        self._waiting = _Kept(most=most, most_bytes=most_bytes)
 
     async def save(self, task: Task, context: ServerCallContext) -> None:
         """Save a task; see `TaskStore.save`."""
         await super().save(task, context)
         key = context.user.user_name, task.id
-        self._waiting.pop(key, None)
+        waits = task.status.state not in _AT_WORK + _ENDED
+        if not waits:
+            self._waiting.drop(key)
         if task.status.state in _AT_WORK:
             return
-        kept = self._ended if task.status.state in _ENDED else self._waiting
-        kept[key] = context
-        while len(kept) > self._most:
-            (_, task_id), owner = kept.popitem(last=False)
+        kept = self._waiting if waits else self._ended
+        kept.put(key, task, context)
+        for task_id, owner in kept.too_many():
             await super().delete(task_id, owner)
 
     async def get(self, task_id: str, context: ServerCallContext) -> Task | None:
@@ -221,6 +260,12 @@ class _RequestHandler(DefaultRequestHandler):
         if not message.context_id:
             # The SDK would make up a new context and, after a restart, fail the task for the difference.
             message.context_id = task.context_id
+
+
+def _memory(task: Task) -> int:
+    """Bytes that a task takes in memory, about."""
+    size: int = task.ByteSize()
+    return size + _PART_BYTES * sum(len(artifact.parts) for artifact in task.artifacts)
 
 
 def _copy(task: Task) -> Task:

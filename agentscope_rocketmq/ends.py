@@ -29,6 +29,8 @@ from a2a.utils.errors import A2AError, InternalError
 from google.protobuf.json_format import MessageToDict
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from a2a.server.agent_execution import RequestContext
     from a2a.server.events import Event
 
@@ -123,8 +125,8 @@ class OneEnd(AgentExecutor):
     def __init__(self, executor: AgentExecutor) -> None:
         self._executor = executor
         self._tasks: dict[str, _Progress] = {}
-        # Those that don't end although they were told to.
-        self._left_behind: set[asyncio.Task[None]] = set()
+        # What is left behind because it does not mind being cancelled is here until it ends.
+        self._at_work: set[asyncio.Task[None]] = set()
 
     async def execute(self, context: RequestContext, event_queue: EventQueue) -> None:
         """See `AgentExecutor.execute`."""
@@ -155,20 +157,22 @@ class OneEnd(AgentExecutor):
         """See `AgentExecutor.cancel`."""
         progress = self._enter(context)
         gate = _Gate(event_queue, progress)
+        # Not a timeout around it: that cancels once, and waits even then for whoever does not mind being cancelled.
+        work = self._begin(self._executor.cancel(context, gate), f"cancel[{context.task_id}]")
         try:
-            async with asyncio.timeout(STOP_GRACE):
-                await self._executor.cancel(context, gate)
-        except TimeoutError:
-            logger.warning("The executor did not cancel task %s within %g s", context.task_id, STOP_GRACE)
-        except Exception:
-            logger.exception("The executor failed to cancel task %s", context.task_id)
+            await asyncio.wait({work}, timeout=STOP_GRACE)
+            if not work.done():
+                logger.warning("The executor did not cancel task %s within %g s", context.task_id, STOP_GRACE)
+            elif not work.cancelled() and (error := work.exception()) is not None:
+                logger.error("The executor failed to cancel task %s", context.task_id, exc_info=error)
         finally:
+            work.cancel()
             self._leave(context, progress)
         if not progress.ended:
             await gate.enqueue_event(_status_of(context, TaskState.TASK_STATE_CANCELED))
 
     async def _run(self, context: RequestContext, gate: _Gate) -> None:
-        work = asyncio.create_task(self._executor.execute(context, gate), name=f"execute[{context.task_id}]")
+        work = self._begin(self._executor.execute(context, gate), f"execute[{context.task_id}]")
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -178,12 +182,19 @@ class OneEnd(AgentExecutor):
             await asyncio.wait({work}, timeout=STOP_GRACE)
             if not work.done():
                 logger.warning("The executor of task %s does not mind being cancelled: left behind", context.task_id)
-                self._left_behind.add(work)
-                work.add_done_callback(self._left_behind.discard)
             raise
-        finally:
-            if work.done() and not work.cancelled():
-                work.exception()  # looked at, so that nobody complains
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something of the executor's in a task that is held until it ends, however long after its cancellation."""
+        task = asyncio.create_task(work, name=name)
+        self._at_work.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._at_work.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody complains
 
     async def _fail(self, context: RequestContext, gate: _Gate, what: str) -> None:
         text = f"The agent failed: {what}. The server's log has the details under task {context.task_id}."

@@ -79,7 +79,8 @@ class A2AServer:
         public_url: URL at which callers reach the HTTP endpoint, for the card. None takes the card's JSONRPC URL when
             that names another machine (a load balancer, say), else the address served on; when that is every address
             (0.0.0.0, ::), this machine's host name, or loopback where that can't be resolved.
-        task_store: Where the a2a-sdk keeps tasks; None keeps up to `Limits.contexts` ended ones in memory.
+        task_store: Where the a2a-sdk keeps tasks; None keeps up to `Limits.contexts` ended ones in memory, of up to
+            128 MiB, and as many that wait.
         extended_card: Card for authenticated callers; None for none.
         push_url_validator: Says of a URL whether push notifications may go there; None refuses private networks.
 

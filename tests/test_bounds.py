@@ -10,10 +10,10 @@ import httpx
 import pytest
 from a2a.auth.user import UnauthenticatedUser
 from a2a.server.context import ServerCallContext
-from a2a.types import Task, TaskPushNotificationConfig, TaskState, TaskStatus
+from a2a.types import Artifact, Part, Task, TaskPushNotificationConfig, TaskState, TaskStatus
 from a2a.utils.errors import InvalidParamsError
 
-from agentscope_rocketmq import RocketMQ
+from agentscope_rocketmq import RocketMQ, app
 from agentscope_rocketmq.app import BoundedPushConfigStore, BoundedTaskStore
 from agentscope_rocketmq.card import jsonrpc_url, parse_card
 from agentscope_rocketmq.config import Limits, Timeouts
@@ -57,6 +57,53 @@ async def test_a_waiting_task_that_goes_on_is_not_forgotten():
     await store.save(task(3, TaskState.TASK_STATE_INPUT_REQUIRED), CONTEXT)
     await store.save(task(0, TaskState.TASK_STATE_INPUT_REQUIRED), CONTEXT)
     assert await known(store, 5) == [0, 3]
+
+
+@pytest.mark.parametrize("state", [TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_INPUT_REQUIRED])
+async def test_tasks_that_ended_or_wait_are_bounded_by_bytes(state):
+    store = BoundedTaskStore(most=100, most_bytes=10_000)
+
+    async def put(number, state, *texts):
+        artifact = Artifact(artifact_id="a", parts=[Part(text=text) for text in texts])
+        saved = task(number, state)
+        saved.artifacts.append(artifact)
+        await store.save(saved, CONTEXT)
+
+    await put(0, TaskState.TASK_STATE_WORKING, "x" * 20_000)
+    for number in range(1, 6):
+        await put(number, state, "x" * 4000)
+    assert await known(store, 6) == [0, 4, 5]
+    await put(4, state, "x" * 4000)  # again: it takes no more
+    assert await known(store, 6) == [0, 4, 5]
+    await put(6, state, "x" * 20_000)
+    assert await known(store, 7) == [0, 6]  # one may be larger than all that may be kept
+    await put(7, state, *["x"] * 80)
+    assert await known(store, 8) == [0, 7]
+    await put(8, state, *["x"] * 80)  # small parts take more than their text
+    assert await known(store, 9) == [0, 8]
+    await put(9, state, "x" * 6000)
+    await put(9, TaskState.TASK_STATE_COMPLETED, "x" * 6000)  # it waits no more
+    await put(10, state, "x" * 6000)
+    await put(11, state, "x" * 3000)
+    assert (await known(store, 12))[-2:] == [10, 11]
+
+
+async def test_a_task_is_measured_once_for_each_status(monkeypatch):
+    measured = []
+
+    def memory(measuring):
+        measured.append(len(measuring.artifacts))
+        return 1
+
+    monkeypatch.setattr(app, "_memory", memory)
+    store = BoundedTaskStore(most=100)
+    saved = task(0, TaskState.TASK_STATE_WORKING)
+    for state in (TaskState.TASK_STATE_WORKING, TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_COMPLETED):
+        saved.status.state = state
+        for _ in range(5):
+            saved.artifacts.add()
+            await store.save(saved, CONTEXT)
+    assert measured == [6, 11]
 
 
 async def test_push_notification_configurations_are_bounded_by_task_and_in_each():

@@ -99,6 +99,16 @@ class Hangs(Swallows):
         await asyncio.Event().wait()
 
 
+class HangsOn(Hangs):
+    """Its cancel does not mind being cancelled either, until the gate is opened."""
+
+    async def cancel(self, context, event_queue):
+        while not self.open.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.open.wait()
+        raise ConnectionError
+
+
 class GoesOn(Executor):
     """Goes on after its end."""
 
@@ -173,7 +183,7 @@ def check_one_end(events, state):
     assert events[-1].status_update.status.state == state
 
 
-@pytest.mark.parametrize("kind", [Executor, Swallows, Ignores, CanNot, Hangs])
+@pytest.mark.parametrize("kind", [Executor, Swallows, Ignores, CanNot, Hangs, HangsOn])
 async def test_a_cancel_ends_the_task_whatever_the_executor_makes_of_it(config, topic, rocketmq, monkeypatch, kind):
     monkeypatch.setattr(ends, "STOP_GRACE", 0.5)
     executor = kind()
