@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from agentscope_rocketmq.asgi import Receive, cancelled, http_scope
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.errors import BlobStoreError, EnvelopeError
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.bodies import BodyReceiver
     from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.jsonrpc import RpcRequest
-    from agentscope_rocketmq.runs import BridgeCounters, Delivery
+    from agentscope_rocketmq.runs import BridgeCounters, Delivery, Limit
 
 __all__ = ["Application"]
 
@@ -70,14 +69,14 @@ class Application:
                 raise
             response.encoder.fail(INTERNAL_ERROR, f"{delivery.given_up} {error}")
 
-    def expire(self, envelope: RequestEnvelope, response: Response) -> None:
+    def expire(self, envelope: RequestEnvelope, limit: Limit, response: Response) -> None:
         """Say that nobody waits for a request any more: who reads the session's log finds why it has no answer."""
         self._counters.expired += 1
-        logger.info("Request %s was not begun: its caller's total time had run out", envelope.request_id)
+        logger.info("Request %s was not begun: its caller's %s time had run out", envelope.request_id, limit.which)
         response.encoder.fail(
             INTERNAL_ERROR,
-            f"The total time limit ({envelope.seconds(TOTAL_TIMEOUT_HEADER):g} s) of request {envelope.request_id} ran "
-            "out before a worker could begin: the agent has not seen it. Start more workers, or raise the limit.",
+            f"The {limit.which} time limit ({limit.seconds:g} s) of request {envelope.request_id} ran out before a "
+            "worker could begin: the agent has not seen it. Start more workers, or raise the limit.",
         )
 
     async def _call_app(

@@ -323,16 +323,14 @@ class Bridge:
     async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
-        if self._answered.settles(key, delivery) or key in self._running or delivery.time_left(envelope) <= 0:
+        if self._answered.settles(key, delivery) or key in self._running or delivery.ran_out(envelope):
             return False
         task = asyncio.current_task()
         if task is not None:
             self._watched.add(task)
         try:
             delivery.park()  # it is no work here
-            outcome = await self._handover.offer(
-                envelope, instance, attempt=delivery.attempt, time_left=delivery.time_left(envelope)
-            )
+            outcome = await self._handover.offer(envelope, instance, attempt=delivery.attempt, waited=delivery.waited)
         finally:
             if task is not None:
                 self._watched.discard(task)
@@ -424,8 +422,10 @@ class Bridge:
         addressed = delivery.leased is None and delivery.offer is None
         if addressed:
             response.begin()
+        late = delivery.ran_out(envelope)
         publishing = asyncio.create_task(
-            self._publisher.publish(envelope, response), name=f"bridge[{self.topic}].publish[{envelope.request_id}]"
+            self._publisher.publish(envelope, response, within=delivery.time_to_tell(envelope)),
+            name=f"bridge[{self.topic}].publish[{envelope.request_id}]",
         )
         try:
             if size > self._limits.request_bytes:
@@ -433,13 +433,16 @@ class Bridge:
                     INVALID_REQUEST,
                     f"The request has {size} bytes; this agent takes {self._limits.request_bytes}. Send less.",
                 )
+            elif request.runs_agent and late is not None:
+                self._application.expire(envelope, late, response)
             elif request.runs_agent:
                 tier = delivery.tier_with(envelope.headers)
                 async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
-                    if delivery.time_left(envelope) > 0:
+                    # While it waited for a place, its caller was told that it is taken.
+                    if (late := delivery.ran_out(envelope, told=True)) is None:
                         await self._application.answer(envelope, request, delivery, response)
                     else:
-                        self._application.expire(envelope, response)
+                        self._application.expire(envelope, late, response)
             else:
                 await self._application.answer(envelope, request, delivery, response)
             response.changed.set()

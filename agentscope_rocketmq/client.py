@@ -32,7 +32,7 @@ from agentscope_rocketmq.card import (
 from agentscope_rocketmq.carrier import Carrier
 from agentscope_rocketmq.channels import ReplyChannels
 from agentscope_rocketmq.config import RocketMQConfig, endpoint_key
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
+from agentscope_rocketmq.envelope import ACK_TIMEOUT_HEADER, TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.errors import ClosedError, ConfigurationError
 from agentscope_rocketmq.fetch import CardFetcher, default_cache
 from agentscope_rocketmq.priority import PRIORITY_HEADER, Tier
@@ -42,7 +42,7 @@ from agentscope_rocketmq.rocketmq.litepool import LitePool
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.routes import InstanceRoutes
 from agentscope_rocketmq.session import ANONYMOUS, Session, lite_topic_name
-from agentscope_rocketmq.transport import ACK_TIMEOUT_HEADER, EXTENSIONS_HEADER, RocketMQTransport
+from agentscope_rocketmq.transport import EXTENSIONS_HEADER, RocketMQTransport
 
 if TYPE_CHECKING:
     import os

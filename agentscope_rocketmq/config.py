@@ -90,8 +90,8 @@ class Timeouts(BaseModel):
     Attributes:
         connect: To reach a broker that has not answered yet.
         send: For one message to be accepted by the broker, retries and reconnects included.
-        ack: For a worker to take a request, from its sending: how long it may lie on the broker. None: `idle` counts
-            from the sending.
+        ack: For a worker to take a request, from its sending: how long it may lie on the broker. It travels with the
+            request: what no worker had taken by then is not begun. None: `idle` counts from the sending, and for that.
         idle: Between two signs of life of a response. A worker gives one for as long as its agent is at work, also
             when the agent says nothing, so this runs out when the worker is gone. None waits for ever.
         total: For a call from its sending to its last event. It travels with the request: what could not be begun

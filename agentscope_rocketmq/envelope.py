@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "ACK_TIMEOUT_HEADER",
     "BATCH_HEADER",
     "BLOBS_HEADER",
     "IDLE_TIMEOUT_HEADER",
@@ -50,8 +51,12 @@ BATCH_HEADER = "x-rocketmq-a2a"
 BLOBS_HEADER = "x-rocketmq-blobs"
 """Request header that names the blob store in which the caller finds large answers and events."""
 
+ACK_TIMEOUT_HEADER = "x-rocketmq-ack-timeout"
+"""Request header, in seconds: how long the caller waits for a worker to take it, from its sending."""
+
 IDLE_TIMEOUT_HEADER = "x-rocketmq-idle-timeout"
-"""Request header, in seconds: how long the caller waits between two signs of life."""
+"""Request header, in seconds: how long the caller waits between two signs of life; where it names no ack time, for the
+first one from its sending."""
 
 TOTAL_TIMEOUT_HEADER = "x-rocketmq-total-timeout"
 """Request header, in seconds: how long the caller waits for the whole response, from its sending."""

@@ -12,16 +12,20 @@ import asyncio
 import dataclasses
 import json
 import logging
-import math
 import uuid
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.errors import BrokerError
 from agentscope_rocketmq.jsonrpc import read_json
 from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import OFFER_ATTEMPT_HEADER, OFFER_HEADER, OFFERED_BY_HEADER, is_instance
+from agentscope_rocketmq.routes import (
+    OFFER_ATTEMPT_HEADER,
+    OFFER_HEADER,
+    OFFER_WAITED_HEADER,
+    OFFERED_BY_HEADER,
+    is_instance,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,21 +70,28 @@ class Offer:
         id: Its id.
         by: LiteTopic of that instance.
         attempt: Which delivery of the request this is, from 0.
+        waited: Seconds that its caller had waited when it was offered.
     """
 
     id: str
     by: str
     attempt: int
+    waited: float
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> Offer | None:
         """Read it from the headers of a request; None for one that came from its caller."""
         try:
-            offer = cls(headers[OFFER_HEADER], headers[OFFERED_BY_HEADER], int(headers[OFFER_ATTEMPT_HEADER]))
+            offer = cls(
+                headers[OFFER_HEADER],
+                headers[OFFERED_BY_HEADER],
+                int(headers[OFFER_ATTEMPT_HEADER]),
+                float(headers[OFFER_WAITED_HEADER]),
+            )
         except (KeyError, ValueError):
             return None
         sane = len(offer.id) <= _LONGEST_OFFER_ID and is_instance(offer.by) and 0 <= offer.attempt <= _MOST_ATTEMPT
-        return offer if sane else None
+        return offer if sane and offer.waited >= 0 else None
 
 
 class _Waiting:
@@ -110,19 +121,22 @@ class Handover:
         self._send_timeout = send_timeout
         self._offers: dict[str, _Waiting] = {}
 
-    async def offer(self, envelope: RequestEnvelope, to: str, *, attempt: int, time_left: float) -> Outcome:
+    async def offer(self, envelope: RequestEnvelope, to: str, *, attempt: int, waited: float) -> Outcome:
         """Have a request answered by another instance, and wait for its end. The caller keeps the lease meanwhile.
 
         Args:
             envelope: The request; its answer goes to its caller.
             to: LiteTopic of the instance.
             attempt: Which delivery of the request this is, from 0.
-            time_left: Seconds for which its caller still waits.
+            waited: Seconds that its caller has waited.
         """
         offer_id = uuid.uuid4().hex
-        headers = {OFFER_HEADER: offer_id, OFFERED_BY_HEADER: self._instance, OFFER_ATTEMPT_HEADER: str(attempt)}
-        if time_left < math.inf:
-            headers[TOTAL_TIMEOUT_HEADER] = f"{time_left:.3f}"
+        headers = {
+            OFFER_HEADER: offer_id,
+            OFFERED_BY_HEADER: self._instance,
+            OFFER_ATTEMPT_HEADER: str(attempt),
+            OFFER_WAITED_HEADER: f"{waited:.3f}",
+        }
         offered = dataclasses.replace(envelope, headers={**envelope.headers, **headers})
         waiting = self._offers[offer_id] = _Waiting()
         try:

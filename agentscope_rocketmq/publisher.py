@@ -97,10 +97,15 @@ class Publisher:
         shared = self._blobs is not None and envelope.header(BLOBS_HEADER) == self._blobs.name
         return self._store_above if shared else None
 
-    async def publish(self, envelope: RequestEnvelope, response: Response) -> bool:
+    async def publish(self, envelope: RequestEnvelope, response: Response, *, within: float | None = None) -> bool:
         """Send a response's messages one after the other; what piles up meanwhile rides in the next.
 
         While the app says nothing, callers that read batches get a sign of life, three of them in their idle time.
+
+        Args:
+            envelope: The request.
+            response: Its response.
+            within: Seconds within which the caller must hear that it is taken; None for no such limit.
 
         Returns:
             Whether the request is done with: all is on the broker, or no worker could put it there.
@@ -109,7 +114,7 @@ class Publisher:
         idle = envelope.seconds(IDLE_TIMEOUT_HEADER)
         rest = _BEAT if idle is None else min(_BEAT, max(_LEAST_BEAT, idle / 3))
         # That it is taken is said soon, that it is still worked on for as long as nothing else is to be said.
-        patience = min(_FIRST_BEAT, rest)
+        patience = min(_FIRST_BEAT, rest, *(() if within is None else (within / 3,)))
         while not encoder.finished:
             reply = encoder.take()
             if reply is None and not encoder.storing:

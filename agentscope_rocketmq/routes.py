@@ -25,6 +25,7 @@ __all__ = [
     "OFFERED_BY_HEADER",
     "OFFER_ATTEMPT_HEADER",
     "OFFER_HEADER",
+    "OFFER_WAITED_HEADER",
     "InstanceRoutes",
     "instance_asked_for",
     "is_instance",
@@ -47,7 +48,12 @@ OFFERED_BY_HEADER = "x-rocketmq-offered-by"
 OFFER_ATTEMPT_HEADER = "x-rocketmq-offer-attempt"
 """Which run of the request it is to be, from 0."""
 
-_ROUTING_HEADERS = frozenset({INSTANCE_HEADER, OFFER_HEADER, OFFERED_BY_HEADER, OFFER_ATTEMPT_HEADER})
+OFFER_WAITED_HEADER = "x-rocketmq-offer-waited"
+"""Seconds that its caller had waited when it was offered."""
+
+_ROUTING_HEADERS = frozenset(
+    {INSTANCE_HEADER, OFFER_HEADER, OFFERED_BY_HEADER, OFFER_ATTEMPT_HEADER, OFFER_WAITED_HEADER}
+)
 # One for each broker that a server listens on: they differ in their endings.
 _INSTANCE = re.compile(r"(i-[0-9a-f]{32})(-[0-9]{1,3})?")
 _TASK_CHANNEL = re.compile(r"t-[0-9a-f]{32}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER
+from agentscope_rocketmq.envelope import ACK_TIMEOUT_HEADER, IDLE_TIMEOUT_HEADER, TOTAL_TIMEOUT_HEADER
 from agentscope_rocketmq.priority import Tier, tier_of
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.consumer import LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
 
-__all__ = ["Answered", "BridgeCounters", "Delivery", "Run"]
+__all__ = ["Answered", "BridgeCounters", "Delivery", "Limit", "Run"]
 
 
 # A copy of a request that was answered not long ago (a send repeated, a lost ack) is acked, not run again.
@@ -58,7 +57,7 @@ class BridgeCounters:
         repeated: Copies of requests running or answered here, not run again.
         handed_over: Requests answered by the instance that knows their conversation.
         refused: Messages set aside: not an envelope, too large, a reply topic that is not allowed.
-        expired: Of those taken, the ones that were not begun because their caller's total time had run out.
+        expired: Of those taken, the ones that were not begun because their caller had given up: its time had run out.
         unanswered: Of those taken, the ones whose response could not be published in full.
     """
 
@@ -69,6 +68,18 @@ class BridgeCounters:
     refused: int = 0
     expired: int = 0
     unanswered: int = 0
+
+
+class Limit(NamedTuple):
+    """A time limit of a caller.
+
+    Attributes:
+        which: `ack`, `idle` or `total`.
+        seconds: How long it is, from the sending of the request.
+    """
+
+    which: str
+    seconds: float
 
 
 @dataclass(slots=True, eq=False)
@@ -91,12 +102,37 @@ class Delivery:
     arrived: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     given_up: str | None = None
 
-    def time_left(self, envelope: RequestEnvelope) -> float:
-        """Seconds for which the caller still waits, by the servers' clocks; infinite where it sets no limit."""
+    @property
+    def waited(self) -> float:
+        """Seconds that the caller has waited, by the servers' clocks; of one that was given back: since then."""
+        before = 0.0 if self.offer is None else self.offer.waited
+        return before + self.message.waited + (asyncio.get_running_loop().time() - self.arrived)
+
+    def ran_out(self, envelope: RequestEnvelope, *, told: bool = False) -> Limit | None:
+        """The limit that ran out, so that the caller waits no more; None while it waits, as far as can be known.
+
+        Args:
+            envelope: The request.
+            told: Whether the caller has heard by now that the request is taken.
+        """
         total = envelope.seconds(TOTAL_TIMEOUT_HEADER)
-        if total is None:
-            return math.inf
-        return total - self.message.waited - (asyncio.get_running_loop().time() - self.arrived)
+        if total is not None and self.waited >= total:
+            return Limit("total", total)
+        limit = None if told else self._told_within(envelope)
+        return limit if limit is not None and self.waited >= limit.seconds else None
+
+    def time_to_tell(self, envelope: RequestEnvelope) -> float | None:
+        """Seconds within which the caller must hear that the request is taken; None for no such limit."""
+        limit = self._told_within(envelope)
+        return None if limit is None else max(0.0, limit.seconds - self.waited)
+
+    def _told_within(self, envelope: RequestEnvelope) -> Limit | None:
+        if self.attempt > 0:
+            return None  # it was taken before, and its caller may have heard of that
+        for which, header in (("ack", ACK_TIMEOUT_HEADER), ("idle", IDLE_TIMEOUT_HEADER)):
+            if (seconds := envelope.seconds(header)) is not None:
+                return Limit(which, seconds)
+        return None
 
     def tier_with(self, headers: Mapping[str, str]) -> Tier:
         """The request's tier: its topic's, or what its headers say where it came otherwise."""

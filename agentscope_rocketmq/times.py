@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agentscope_rocketmq.envelope import IDLE_TIMEOUT_HEADER, TOTAL_TIMEOUT_HEADER
+from agentscope_rocketmq.envelope import ACK_TIMEOUT_HEADER, IDLE_TIMEOUT_HEADER, TOTAL_TIMEOUT_HEADER
 
 __all__ = ["CallTimes"]
 
@@ -24,7 +24,7 @@ class CallTimes(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """What a worker must know of them: headers of the request."""
-        given = {IDLE_TIMEOUT_HEADER: self.idle, TOTAL_TIMEOUT_HEADER: self.total}
+        given = {ACK_TIMEOUT_HEADER: self.ack, IDLE_TIMEOUT_HEADER: self.idle, TOTAL_TIMEOUT_HEADER: self.total}
         return {name: f"{seconds:.3f}" for name, seconds in given.items() if seconds is not None}
 
     def after(self, seconds: float) -> CallTimes:

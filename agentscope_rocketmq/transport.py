@@ -14,6 +14,7 @@ import httpx
 
 from agentscope_rocketmq.cursor import CURSOR_EXTENSION
 from agentscope_rocketmq.envelope import (
+    ACK_TIMEOUT_HEADER,
     BLOBS_HEADER,
     IDLE_TIMEOUT_HEADER,
     TOTAL_TIMEOUT_HEADER,
@@ -42,10 +43,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.session import Session
 
-__all__ = ["ACK_TIMEOUT_HEADER", "EXTENSIONS_HEADER", "RocketMQTransport"]
-
-ACK_TIMEOUT_HEADER = "x-rocketmq-ack-timeout"
-"""Request header, in seconds: how long one call waits for a worker to take it. It is not sent on."""
+__all__ = ["EXTENSIONS_HEADER", "RocketMQTransport"]
 
 EXTENSIONS_HEADER = "A2A-Extensions"
 """Request header that lists the A2A extensions that a caller asks for."""

@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import uuid
+from dataclasses import replace
 
 import pytest
 from a2a.client.errors import A2AClientError
 
 from agentscope_rocketmq import Timeouts, call_context
-from agentscope_rocketmq.envelope import TOTAL_TIMEOUT_HEADER, read_seconds
+from agentscope_rocketmq.envelope import ACK_TIMEOUT_HEADER, IDLE_TIMEOUT_HEADER, TOTAL_TIMEOUT_HEADER, read_seconds
 from agentscope_rocketmq.errors import BrokerUnreachable, CallTimeout
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
+from agentscope_rocketmq.routes import (
+    OFFER_ATTEMPT_HEADER,
+    OFFER_HEADER,
+    OFFER_WAITED_HEADER,
+    OFFERED_BY_HEADER,
+)
 from tests.agents import Gate, make_blocked_agent, make_echo_agent
 from tests.faults import Counter, Follower, Ledger, Wire, process
 from tests.gateways import client, gateway_for, message
@@ -154,6 +162,92 @@ async def test_what_nobody_waits_for_is_not_begun_but_answered(config, topic, pr
         await producer.send(Message(topic=topic, body=in_time.encode()))
         assert json.loads((await _answer(batches)).body)["result"]["task"]["artifacts"]
         assert server.bridges[0].counters.expired == 1
+
+
+@pytest.mark.parametrize("which", ["ack", "idle"])
+async def test_what_no_worker_took_in_time_is_not_begun(config, topic, rocketmq, counter, which):
+    """Its call has failed, and whoever made it may ask again."""
+    client = await rocketmq.client(card_for(config, topic))
+    assert (
+        await fails(_reply_with(client, "late 1", call_context(ack=1.0) if which == "ack" else call_context(idle=1.0)))
+        == which
+    )
+    async with server_for(counter, config, topic) as server:
+        await until(lambda: server.bridges[0].counters.answered == 1)
+        assert server.bridges[0].counters.expired == 1
+        assert counter.ledger.count("begin", "late") == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({ACK_TIMEOUT_HEADER: "0.001", IDLE_TIMEOUT_HEADER: "60"}, "ack time limit (0.001 s)"),
+        ({IDLE_TIMEOUT_HEADER: "0.001"}, "idle time limit (0.001 s)"),
+        ({ACK_TIMEOUT_HEADER: "60", IDLE_TIMEOUT_HEADER: "0.001"}, None),
+    ],
+)
+async def test_a_request_says_until_when_it_must_be_taken(config, topic, producer, connection, headers, says):
+    envelope = _envelope(config, topic, _rpc("SendMessage", "x"))
+    envelope.headers.update(headers)
+    await producer.send(Message(topic=topic, body=envelope.encode()))
+    async with (
+        _listening(config, connection, "caller") as batches,
+        server_for(make_echo_agent, config, topic) as server,
+    ):
+        answer = json.loads((await _answer(batches)).body)
+        assert ("error" in answer) == (says is not None)
+        assert says is None or says in answer["error"]["message"]
+        assert server.bridges[0].counters.expired == (says is not None)
+
+
+async def test_what_was_taken_before_is_begun_again_although_its_ack_time_is_over(make_topic, config, connection):
+    names = await make_topic("NORMAL")
+    envelope = _envelope(config, names.topic, _rpc("SendMessage", "x"))
+    envelope.headers[ACK_TIMEOUT_HEADER] = "0.001"
+    group = f"{names.topic}ConsumerGroup"
+    async with Producer(connection) as producer, GroupConsumer(connection, names.topic, group) as first:
+        await producer.send(Message(topic=names.topic, body=envelope.encode()))
+        [leased] = await take(first.messages(), 1)
+        await first.release(leased)
+    async with (
+        _listening(config, connection, "caller") as batches,
+        server_for(make_echo_agent, config, names.topic) as server,
+    ):
+        assert json.loads((await _answer(batches)).body)["result"]["task"]["artifacts"]
+        assert server.bridges[0].counters.expired == 0
+
+
+async def test_a_request_that_was_handed_over_too_late_is_not_begun(config, topic, producer):
+    """What its caller had waited before is told in the offer."""
+    envelope = _envelope(config, topic, _rpc("SendMessage", "x"))
+    async with server_for(make_echo_agent, config, topic) as server:
+        for waited in (59.0, 61.0):
+            offer = {
+                ACK_TIMEOUT_HEADER: "60",
+                OFFER_HEADER: f"offer-{waited}",
+                OFFERED_BY_HEADER: f"i-{uuid.uuid4().hex}",
+                OFFER_ATTEMPT_HEADER: "0",
+                OFFER_WAITED_HEADER: f"{waited:.3f}",
+            }
+            offered = replace(envelope, request_id=uuid.uuid4().hex, headers=envelope.headers | offer)
+            await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=offered.encode()))
+        counters = server.bridges[0].counters
+        await until(lambda: counters.answered == 2)
+        assert counters.expired == 1
+
+
+async def test_a_caller_hears_that_its_request_is_taken_before_it_gives_up(config, topic, rocketmq):
+    """Although its ack time is as long as a worker otherwise takes to say so, and nothing is streamed."""
+    gate = Gate()
+    async with server_for(make_blocked_agent(gate), config, topic):
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=1.0))
+        client._config.streaming = False
+        call = asyncio.create_task(reply(client, "wait"))
+        await gate.arrived.wait()
+        began = asyncio.get_running_loop().time()
+        await until(lambda: call.done() or asyncio.get_running_loop().time() > began + 1.5)
+        gate.open.set()
+        assert await call == "begin end"
 
 
 async def test_what_expires_while_it_waits_for_a_place_is_not_begun(config, topic, rocketmq):
