@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from agentscope_rocketmq.blobs import BlobStore
+from agentscope_rocketmq.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable
@@ -26,6 +27,10 @@ _KEY = re.compile(r"p-[0-9a-f]{32}")
 _UNFINISHED = re.compile(r"\.p-[0-9a-f]{32}\.[0-9a-f]{16}")
 _CHUNK = 1024 * 1024
 _BETWEEN_EXPIRIES = 3600.0
+# A directory that hangs takes so many threads, and no others.
+_THREADS = 8
+# A writer that was cancelled waits so long for its file to be gone, which it is later otherwise.
+_CLEAN_UP = 1.0
 
 
 class DirectoryBlobStore(BlobStore):
@@ -35,6 +40,9 @@ class DirectoryBlobStore(BlobStore):
     process wrote it can read it (mode 0600, in a directory of mode 0700), so callers and servers run as one user, or
     the directory is mounted such. Files older than `keep` are deleted by whoever puts something there: at a process's
     first time, and every hour from then on.
+
+    Its files are read and written in a few threads of its own: where the file system hangs, what is to be read or
+    written there waits, and nothing else of the process.
 
     Args:
         path: The directory; made when something is first put there.
@@ -52,6 +60,7 @@ class DirectoryBlobStore(BlobStore):
         self.path = Path(path)
         self.keep = keep
         self._expires_at = 0.0
+        self._threads = Threads(_THREADS, name=f"blobs[{name}]")
 
     async def put(self, key: str, chunks: AsyncIterable[bytes]) -> None:
         """Keep a body.
@@ -62,18 +71,15 @@ class DirectoryBlobStore(BlobStore):
         """
         final = self._file(key)
         unfinished = self.path / f".{key}.{secrets.token_hex(8)}"
-        file = await asyncio.to_thread(self._create, unfinished)
+        file = await self._threads.run(self._create, unfinished)
         try:
-            try:
-                async for chunk in chunks:
-                    await asyncio.to_thread(file.write, chunk)
-                await asyncio.to_thread(_sync, file)
-            finally:
-                # A thread that still writes when this is cancelled finds it closed.
-                file.close()
-            await asyncio.to_thread(self._publish, unfinished, final)
+            async for chunk in chunks:
+                await self._threads.run(file.write, chunk)
+            await self._threads.run(_finish, file)
+            await self._threads.run(self._publish, unfinished, final)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            dropping, _ = self._threads.submit(lambda: _drop(file, unfinished))
+            await asyncio.wait({asyncio.wrap_future(dropping)}, timeout=_CLEAN_UP)
             raise
         if time.monotonic() >= self._expires_at:
             self._expires_at = time.monotonic() + _BETWEEN_EXPIRIES
@@ -91,14 +97,15 @@ class DirectoryBlobStore(BlobStore):
             OSError: It can't be read.
         """
         try:
-            file = await asyncio.to_thread(_open, self._file(key))
+            file = await self._threads.run(_open, self._file(key))
         except FileNotFoundError:
             raise KeyError(key) from None
         try:
-            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+            while chunk := await self._threads.run(file.read, _CHUNK):
                 yield chunk
         finally:
-            file.close()
+            # Where a read hangs, so does this.
+            self._threads.submit(file.close)
 
     async def delete(self, key: str) -> None:
         """Let go of a body; nothing happens when it is not there.
@@ -107,7 +114,7 @@ class DirectoryBlobStore(BlobStore):
             ValueError: The key is none.
             OSError: It can't be deleted.
         """
-        await asyncio.to_thread(self._file(key).unlink, missing_ok=True)
+        await self._threads.run(self._file(key).unlink, missing_ok=True)
 
     async def expire(self, older_than: float | None = None) -> int:
         """Delete old bodies, and what processes that died left half written; other files are let be.
@@ -121,7 +128,7 @@ class DirectoryBlobStore(BlobStore):
         Raises:
             OSError: The directory can't be read or written.
         """
-        return await asyncio.to_thread(self._expire, self.keep if older_than is None else older_than)
+        return await self._threads.run(self._expire, self.keep if older_than is None else older_than)
 
     def _expire(self, older_than: float) -> int:
         before = time.time() - older_than
@@ -158,6 +165,15 @@ def _open(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
 
 
-def _sync(file: BinaryIO) -> None:
+def _finish(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+    file.close()
+
+
+def _drop(file: BinaryIO, path: Path) -> None:
+    # What can't be deleted is old some day.
+    with contextlib.suppress(OSError):
+        file.close()
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

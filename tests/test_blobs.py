@@ -7,6 +7,9 @@ import dataclasses
 import json
 import os
 import stat
+import subprocess
+import sys
+import threading
 import time
 import uuid
 
@@ -30,7 +33,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from tests.gateways import gateway_for, message
 from tests.services import card_for, server_for
 from tests.test_large_bodies import Mirror, digest, filler, large_request, listening, parts_of, rpc
-from tests.waiting import until
+from tests.waiting import LIMIT, until
 
 MB = 1024 * 1024
 KEY = f"p-{'0' * 32}"
@@ -445,3 +448,58 @@ def test_a_store_has_a_name_that_both_sides_can_write():
         DirectoryBlobStore("/nowhere", name="a b")
     with pytest.raises(TypeError, match="abstract"):
         BlobStore("x")  # type: ignore[abstract]
+
+
+def pipes(store, count):
+    """Bodies that nobody can open for reading before somebody writes them."""
+    store.path.mkdir()
+    found = [store.path / f"p-{number:032x}" for number in range(count)]
+    for pipe in found:
+        os.mkfifo(pipe)
+    return found
+
+
+async def test_a_directory_that_hangs_holds_up_nothing_else(store):
+    """More reads hang than the event loop has threads."""
+    hanging = pipes(store, 40)
+    reads = [asyncio.create_task(read(store, pipe.name)) for pipe in hanging]
+    try:
+        await until(lambda: store._threads._count == 8)
+        async with asyncio.timeout(LIMIT):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+        assert not any(each.done() for each in reads)
+    finally:
+        writing = [threading.Thread(target=pipe.write_bytes, args=(b"x",), daemon=True) for pipe in hanging]
+        for each in writing:
+            each.start()
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.gather(*reads) == [b"x"] * 40
+    await until(lambda: store._threads._count == 0)
+
+
+def test_a_process_ends_although_its_directory_hangs(store):
+    """One read hangs at the opening of the file, one within it; both are cancelled."""
+    opening, within = pipes(store, 2)
+    script = """
+import asyncio, os, sys
+from agentscope_rocketmq import DirectoryBlobStore
+
+async def read(store, key):
+    async for chunk in store.get(key):
+        pass
+
+async def main():
+    store = DirectoryBlobStore(sys.argv[1], name="x")
+    opened = os.open(sys.argv[1] + "/" + sys.argv[3], os.O_RDWR)
+    reads = [asyncio.create_task(read(store, key)) for key in sys.argv[2:]]
+    done, pending = await asyncio.wait(reads, timeout=1)
+    assert not done
+    for each in reads:
+        each.cancel()
+    await asyncio.wait(reads)
+    print("ended", flush=True)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", script, str(store.path), opening.name, within.name]
+    assert subprocess.run(command, timeout=2 * LIMIT, check=True, capture_output=True).stdout == b"ended\n"
