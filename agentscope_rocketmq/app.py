@@ -24,6 +24,7 @@ from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
 from agentscope_rocketmq.ends import CARRIED, OneEnd, is_end
+from agentscope_rocketmq.fence import FencedTaskStore
 from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
 
@@ -223,7 +224,12 @@ class _RequestHandler(DefaultRequestHandler):
             return None
         task = await self._tasks.get(carried["task_id"], context)
         if task is not None and task.status.state in _AT_WORK and not await self._runs_here(task.id):
-            return None  # in a store that is shared, the task of a worker that died
+            # In a store that is shared, the task of a worker that died: this run says all of it anew.
+            if carried["attempt"]:
+                await self._tasks.delete(task.id, context)
+            return None
+        if isinstance(self._tasks, FencedTaskStore):
+            self._tasks.note(context)
         return task
 
     async def _runs_here(self, task_id: str) -> bool:
@@ -251,7 +257,9 @@ class _RequestHandler(DefaultRequestHandler):
         task = await self._tasks.get(message.task_id, context)
         if task is None:
             return
-        if task.status.state in _AT_WORK:
+        carried = context.state.get(CARRIED)
+        taken_over = carried and carried["attempt"] and not await self._runs_here(task.id)
+        if task.status.state in _AT_WORK and not taken_over:
             # The SDK would drop the message, or run it beside or after the run that the task is in.
             raise UnsupportedOperationError(
                 f"Task {task.id} is at work and takes no message now: wait for its end, cancel it, "

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from a2a.server.agent_execution import RequestContext
     from a2a.server.events import Event
 
-__all__ = ["CARRIED", "STOP_GRACE", "OneEnd", "failed_result", "is_end"]
+__all__ = ["CARRIED", "STOP_GRACE", "OneEnd", "failed_result", "has_ended", "is_end"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ _WAITING = frozenset({TaskState.TASK_STATE_INPUT_REQUIRED, TaskState.TASK_STATE_
 def is_end(event: Event) -> bool:
     """Whether an event is the last one of its stream: a final state, or a bare message."""
     return isinstance(event, Message) or _state(event) in _ENDED
+
+
+def has_ended(task: Task) -> bool:
+    """Whether the state of a task is final."""
+    return task.status.state in _ENDED
 
 
 def failed_result(task_id: str, context_id: str, why: str, *, legacy: bool) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class A2AServer:
             that names another machine (a load balancer, say), else the address served on; when that is every address
             (0.0.0.0, ::), this machine's host name, or loopback where that can't be resolved.
         task_store: Where the a2a-sdk keeps tasks; None keeps up to `Limits.contexts` ended ones in memory, of up to
-            128 MiB, and as many that wait.
+            128 MiB, and as many that wait. Servers may share one: of several runs of a request the latest writes.
         extended_card: Card for authenticated callers; None for none.
         push_url_validator: Says of a URL whether push notifications may go there; None refuses private networks.
 
@@ -195,12 +195,16 @@ class A2AServer:
     ) -> None:
         def make_app(card: AgentCard, path: str) -> A2AApp:
             from agentscope_rocketmq.app import A2AApp, BoundedTaskStore  # noqa: PLC0415  (takes a second to import)
+            from agentscope_rocketmq.fence import FencedTaskStore  # noqa: PLC0415  (this, too)
+
+            limits = self._config.limits
+            store = BoundedTaskStore(most=limits.contexts) if task_store is None else FencedTaskStore(task_store)
 
             return A2AApp(
                 executor,
                 card,
                 path=path,
-                task_store=task_store or BoundedTaskStore(most=self._config.limits.contexts),
+                task_store=store,
                 on_task=self._keep,
                 extended_card=extended_card,
                 push_url_validator=push_url_validator,
