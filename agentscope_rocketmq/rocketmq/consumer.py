@@ -247,14 +247,14 @@ class GroupConsumer:
     def _reserve(self, sharing: int) -> int:
         count = 0 if self._stopping else -(-self._free // sharing)
         if self._rate is not None:
-            count = self._rate.reserve(count)
+            count = min(count, -(-self._rate.room() // sharing))
         self._free -= count
         return count
 
     def _deliver(self, reserved: int, messages: list[ReceivedMessage]) -> None:
         self._free += reserved - len(messages)
         if self._rate is not None:
-            self._rate.settle(reserved, len(messages))
+            self._rate.charge(len(messages))
         for message in messages:
             leased = LeasedMessage(message, self)
             self._leased.add(leased)

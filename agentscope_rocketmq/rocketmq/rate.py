@@ -13,6 +13,9 @@ __all__ = ["RateLimit"]
 class RateLimit:
     """A rate, for one or several consumers together; after a rest a second's worth may come at once.
 
+    What arrives is charged, not what is asked for: a long poll of an empty topic keeps nothing from others. Polls that
+    are out at the same time may so bring more than there was room for, and nobody polls until that is made up for.
+
     Args:
         per_second: Messages a second, on average.
         clock: Gives the time in seconds.
@@ -24,18 +27,14 @@ class RateLimit:
         self._clock = clock
         self._tokens = self._most
         self._filled_at = clock()
-        self._reserved = 0
 
-    def reserve(self, most: int) -> int:
-        """Reserve tokens for a poll: up to so many, perhaps none. To be settled."""
+    def room(self) -> int:
+        """How many messages may come now; 0 for none."""
         now = self._clock()
         self._tokens = min(self._most, self._tokens + (now - self._filled_at) * self._per_second)
         self._filled_at = now
-        count = max(0, min(most, int(self._tokens) - self._reserved))
-        self._reserved += count
-        return count
+        return max(0, int(self._tokens))
 
-    def settle(self, reserved: int, used: int) -> None:
-        """What of a reservation was used; the rest is free again."""
-        self._reserved -= reserved
-        self._tokens -= used
+    def charge(self, arrived: int) -> None:
+        """So many messages came."""
+        self._tokens -= arrived
