@@ -37,6 +37,7 @@ from agentscope_rocketmq.routes import (
 from agentscope_rocketmq.runs import Answered, BridgeCounters, Delivery, Run
 from agentscope_rocketmq.slots import Slots
 from agentscope_rocketmq.spool import Spools
+from agentscope_rocketmq.suspects import Suspects
 from agentscope_rocketmq.taskchannels import TaskChannels
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Bridge:
         self._timeouts = timeouts
         self._limits = limits
         self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
+        self._suspects = Suspects(timeouts.lease)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}
         self._answered = Answered()
@@ -258,7 +260,7 @@ class Bridge:
                 return
             instance = instance_asked_for(request, envelope.headers)
             elsewhere = instance is not None and not self._is_here(instance)
-            if not (instance and elsewhere and await self._hand_over(envelope, delivery, instance)):
+            if not (instance and elsewhere and await self._hand_over(envelope, request, delivery, instance)):
                 await self._serve(envelope, request, delivery)
         except Exception:
             # Its slot must not be lost with it, and another worker may do better.
@@ -303,12 +305,26 @@ class Bridge:
             return
         request = RpcRequest.read(envelope.body)
         offer = Offer.of(envelope.headers)
+        delivery = Delivery(message, offer=offer)
         if offer is None and request.runs_agent:
             # Work is done under a lease only: whoever gets it from the topic hands it over to this instance.
             headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
             await self._readdress(dataclasses.replace(envelope, headers=headers))
-        else:
-            await self._serve(envelope, request, Delivery(message, offer=offer))
+        elif offer is None or await self._take(offer):
+            await self._serve(envelope, request, delivery)
+
+    async def _take(self, offer: Offer) -> bool:
+        """Take an offered request; whether it is to be begun."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (it runs in one)
+        self._watched.add(task)
+        try:
+            return await self._handover.take(offer)
+        except asyncio.CancelledError:
+            await self._say_last(self._handover.report_end(offer, complete=False))
+            raise
+        finally:
+            self._watched.discard(task)
 
     def _is_here(self, instance: str) -> bool:
         return same_server(instance, self._instance) or self._task_channels.keeps(instance)
@@ -320,7 +336,9 @@ class Bridge:
         except BrokerError as error:
             logger.warning("Request %s to this instance is not served: %s", envelope.request_id, error)
 
-    async def _hand_over(self, envelope: RequestEnvelope, delivery: Delivery, instance: str) -> bool:
+    async def _hand_over(
+        self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery, instance: str
+    ) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
         if self._answered.settles(key, delivery) or key in self._running or delivery.ran_out(envelope):
@@ -330,7 +348,14 @@ class Bridge:
             self._watched.add(task)
         try:
             delivery.park()  # it is no work here
-            outcome = await self._handover.offer(envelope, instance, attempt=delivery.attempt, waited=delivery.waited)
+            outcome = await self._handover.offer(
+                envelope,
+                instance,
+                attempt=delivery.attempt,
+                waited=delivery.waited,
+                # A message to a task has no meaning to who has not got it.
+                patient=request.runs_agent and is_task_channel(instance),
+            )
         finally:
             if task is not None:
                 self._watched.discard(task)
@@ -437,7 +462,11 @@ class Bridge:
                 self._application.expire(envelope, late, response)
             elif request.runs_agent:
                 tier = delivery.tier_with(envelope.headers)
-                async with self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park):
+                attempt = delivery.attempt if delivery.given_up is None else 0  # the agent does not see it any more
+                async with (
+                    self._suspects.turn(request_name(envelope), attempt, on_wait=delivery.park),
+                    self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park),
+                ):
                     # While it waited for a place, its caller was told that it is taken.
                     if (late := delivery.ran_out(envelope, told=True)) is None:
                         await self._application.answer(envelope, request, delivery, response)

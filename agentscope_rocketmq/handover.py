@@ -4,11 +4,16 @@ Any worker of a topic may get a message of a conversation that lives in another 
 instance's LiteTopic and keeps the lease until the instance reports the response complete: when the instance dies, its
 reports cease and the request is delivered again; when the offering worker dies, its lease runs out and the next worker
 offers the same request, which the instance recognises.
+
+An offer lies on that LiteTopic until the instance reads it, perhaps long after the other one has done the work itself.
+So the instance says that it takes the request, and begins when it is told to go: an offer that was given up never gets
+that word.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -40,6 +45,9 @@ logger = logging.getLogger(__name__)
 TAKEN_WITHIN = 5.0
 """Seconds within which an instance says that it takes a request; one that says nothing is gone."""
 
+GO_WITHIN = 5.0
+"""Seconds within which an instance that takes a request is told to go, or lets it be; less than any lease."""
+
 _MOST_REPORT_BYTES = 1024
 _MOST_ATTEMPT = 1_000_000
 _LONGEST_OFFER_ID = 64
@@ -53,11 +61,12 @@ class Outcome(Enum):
     FAILED = "failed"
     """It was taken, and not brought to its end: the instance stops, or is gone."""
     NOT_TAKEN = "not taken"
-    """Nobody there."""
+    """Nobody there, or not in time: it is not begun there."""
 
 
 class _State(StrEnum):
     TAKEN = "taken"
+    GO = "go"  # the other way: from who offers to who takes
     DONE = "done"
     FAILED = "failed"
 
@@ -109,7 +118,8 @@ class Handover:
         producer: Sends offers and reports; not closed by this object.
         topic: LITE topic of the instances.
         instance: LiteTopic of this one.
-        silence: Seconds without a report after which an instance that took a request is taken for dead.
+        silence: Seconds without a report after which an instance that took a request is taken for dead; above
+            `GO_WITHIN`.
         send_timeout: Seconds that a report may take to be accepted by the broker.
     """
 
@@ -120,8 +130,11 @@ class Handover:
         self._silence = silence
         self._send_timeout = send_timeout
         self._offers: dict[str, _Waiting] = {}
+        self._goes: dict[str, asyncio.Event] = {}
 
-    async def offer(self, envelope: RequestEnvelope, to: str, *, attempt: int, waited: float) -> Outcome:
+    async def offer(
+        self, envelope: RequestEnvelope, to: str, *, attempt: int, waited: float, patient: bool = False
+    ) -> Outcome:
         """Have a request answered by another instance, and wait for its end. The caller keeps the lease meanwhile.
 
         Args:
@@ -129,6 +142,8 @@ class Handover:
             to: LiteTopic of the instance.
             attempt: Which delivery of the request this is, from 0.
             waited: Seconds that its caller has waited.
+            patient: Whether an instance that says nothing is waited for as long as for one that took the request, and
+                not for `TAKEN_WITHIN`.
         """
         offer_id = uuid.uuid4().hex
         headers = {
@@ -141,24 +156,32 @@ class Handover:
         waiting = self._offers[offer_id] = _Waiting()
         try:
             await self._send(to, offered.encode(), (envelope.request_id,), timeout=TAKEN_WITHIN)
-            return await self._wait(waiting)
+            if not await self._changed(waiting, within=self._silence if patient else TAKEN_WITHIN):
+                return Outcome.NOT_TAKEN
+            return await self._follow(waiting, offer_id, to)
         except BrokerError as error:
             logger.warning("Request %s is not handed over: %s", envelope.request_id, error)
-            return Outcome.NOT_TAKEN
+            # The word to go may have arrived all the same.
+            return Outcome.NOT_TAKEN if waiting.state is None else Outcome.FAILED
         finally:
             del self._offers[offer_id]
 
-    async def _wait(self, waiting: _Waiting) -> Outcome:
-        within = TAKEN_WITHIN
-        while waiting.state in (None, _State.TAKEN):
-            waiting.changed.clear()
-            try:
-                async with asyncio.timeout(within):
-                    await waiting.changed.wait()
-            except TimeoutError:
-                return Outcome.NOT_TAKEN if waiting.state is None else Outcome.FAILED
-            within = self._silence
+    async def _follow(self, waiting: _Waiting, offer_id: str, to: str) -> Outcome:
+        if waiting.state is _State.TAKEN:
+            await self._say(to, offer_id, _State.GO)
+        while waiting.state is _State.TAKEN:
+            if not await self._changed(waiting, within=self._silence):
+                break
         return Outcome.DONE if waiting.state is _State.DONE else Outcome.FAILED
+
+    async def _changed(self, waiting: _Waiting, *, within: float) -> bool:
+        try:
+            async with asyncio.timeout(within):
+                await waiting.changed.wait()
+        except TimeoutError:
+            return False
+        waiting.changed.clear()
+        return True
 
     def hear(self, body: bytes) -> bool:
         """Take a message of this instance's LiteTopic; whether it was a report."""
@@ -170,29 +193,59 @@ class Handover:
         except (ValueError, TypeError, KeyError):
             return False
         # One that nobody waits for any more is a report all the same.
-        waiting = self._offers.get(offer_id) if isinstance(offer_id, str) else None
-        if waiting is not None:
+        if not isinstance(offer_id, str):
+            return True
+        if state is _State.GO:
+            if (go := self._goes.get(offer_id)) is not None:
+                go.set()
+        elif (waiting := self._offers.get(offer_id)) is not None:
             waiting.state = state
             waiting.changed.set()
         return True
 
+    async def take(self, offer: Offer) -> bool:
+        """Say that an offered request is taken here, and wait for the word to go; whether it came in time.
+
+        Without it the request is not to be begun here: the instance that offered it has given that up, or is dead, and
+        then its lease runs out.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + GO_WITHIN
+        go = self._goes.setdefault(offer.id, asyncio.Event())  # the offer may come twice
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._report(offer, _State.TAKEN)
+                    await go.wait()
+        finally:
+            self._goes.pop(offer.id, None)
+        # Who stood still meanwhile may find the word in its row, of one who has long given it up since.
+        if go.is_set() and loop.time() < deadline:
+            return True
+        logger.info("A request that %s offers is not begun here: there was no word to go in time", offer.by)
+        await self.report_end(offer, complete=False)
+        return False
+
     async def report_taken(self, offer: Offer) -> None:
-        """Let the instance that offered a request know that it is at work here, until cancelled."""
+        """Let the instance that offered a request know that it is still at work here, until cancelled."""
         while True:
-            await self._report(offer, _State.TAKEN)
             await asyncio.sleep(self._silence / 3)
+            await self._report(offer, _State.TAKEN)
 
     async def report_end(self, offer: Offer, *, complete: bool) -> None:
         """Let it know that the response is complete, or that it will not be."""
         await self._report(offer, _State.DONE if complete else _State.FAILED)
 
     async def _report(self, offer: Offer, state: _State) -> None:
-        body = json.dumps({"offer": offer.id, "state": state.value}).encode()
         try:
-            await self._send(offer.by, body, (), timeout=self._send_timeout)
+            await self._say(offer.by, offer.id, state)
         except BrokerError as error:
             # Heard of no more, the request is delivered again, and recognised.
             logger.warning("How an offered request goes is not reported: %s", error)
+
+    async def _say(self, instance: str, offer_id: str, state: _State) -> None:
+        body = json.dumps({"offer": offer_id, "state": state.value}).encode()
+        await self._send(instance, body, (), timeout=self._send_timeout)
 
     async def _send(self, instance: str, body: bytes, keys: tuple[str, ...], *, timeout: float) -> None:  # noqa: ASYNC109
         message = Message(topic=self._topic, lite_topic=instance, body=body, keys=keys)

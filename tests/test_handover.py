@@ -13,10 +13,19 @@ from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest,
 
 from agentscope_rocketmq import Timeouts
 from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.handover import TAKEN_WITHIN
+from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
-from agentscope_rocketmq.routes import INSTANCE_HEADER
+from agentscope_rocketmq.routes import (
+    INSTANCE_HEADER,
+    OFFER_ATTEMPT_HEADER,
+    OFFER_HEADER,
+    OFFER_WAITED_HEADER,
+    OFFERED_BY_HEADER,
+)
 from tests.agents import Gate, make_blocked_agent, scripted, user_texts
-from tests.faults import Counter, Follower, Ledger, process
+from tests.commanded import Commanded
+from tests.faults import Counter, Follower, Ledger, Wire, process
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
@@ -233,20 +242,12 @@ async def test_work_sent_to_an_instance_itself_is_done_under_a_lease(config, top
     """As a caller of the Java reference may send it."""
     async with server_for(make_named_agent("one"), config, topic) as server:
         bridge = server.bridges[0]
-        message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": "hello"}]}
-        envelope = RequestEnvelope(
-            request_id=uuid.uuid4().hex,
-            body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
-            headers={BATCH_HEADER: "1", "A2A-Version": "1.0"},
-            dest_topic=topic,
-            reply_topic=config.reply_topic,
-            lite_topic="caller",
-        )
+        envelope = asked(config, topic, "hello", {"A2A-Version": "1.0"})
         await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=envelope.encode()))
         await until(lambda: bridge.counters.answered == 1)
         # The same from the topic is the copy that it is.
-        asked = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: server._instance})
-        await producer.send(Message(topic=topic, body=asked.encode()))
+        sent = dataclasses.replace(envelope, headers={**envelope.headers, INSTANCE_HEADER: server._instance})
+        await producer.send(Message(topic=topic, body=sent.encode()))
         await until(lambda: bridge.counters.repeated == 1)
         assert bridge.counters.taken == 1
 
@@ -297,3 +298,81 @@ class _Twice:
 
     async def aclose(self):
         await self._producer.aclose()
+
+
+async def test_an_offer_is_begun_at_the_word_to_go_and_not_when_that_comes_late(config, topic, connection, producer):
+    """Spoken to in the bare protocol, by an instance that offers two requests and gives the first one up."""
+    executor, me = Commanded(), f"i-{uuid.uuid4().hex}"
+    async with (
+        server_for(executor, config, topic) as server,
+        LiteConsumer(connection, config.state_topic, config.state_group) as consumer,
+    ):
+        await consumer.subscribe([me], at=Position.last())
+        batches = consumer.batches()
+
+        async def say(body: bytes) -> None:
+            await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=body))
+
+        async def offer(name: str) -> None:
+            headers = {OFFER_HEADER: name, OFFERED_BY_HEADER: me, OFFER_ATTEMPT_HEADER: "0", OFFER_WAITED_HEADER: "0"}
+            await say(asked(config, topic, name, headers | {"A2A-Version": "1.0"}).encode())
+
+        async def heard() -> str:
+            async with asyncio.timeout(LIMIT):
+                batch = await anext(batches)
+            assert isinstance(batch, LiteBatch)
+            [message] = batch.messages
+            await consumer.ack(batch.messages)
+            report = json.loads(message.body())
+            return f"{report['offer']} {report['state']}"
+
+        go = json.dumps({"offer": "given-up", "state": "go"}).encode()
+        await offer("given-up")
+        assert await heard() == "given-up taken"
+        assert await heard() == "given-up failed"
+        await say(go)
+        await offer("meant")
+        assert await heard() == "meant taken"
+        assert executor.requests == []
+        await say(go.replace(b"given-up", b"meant"))
+        assert await heard() == "meant done"
+        assert [context.get_user_input() for context in executor.requests] == ["meant"]
+        assert server.bridges[0].counters.taken == 1
+
+
+async def test_a_message_to_a_task_waits_for_an_instance_that_is_silent_for_less_than_a_lease(
+    engine, config, topic, rocketmq
+):
+    first, second = Commanded(), Commanded()
+    async with Wire(engine.endpoint) as wire, AsyncExitStack() as stack:
+        behind = with_limits(config.model_copy(update={"endpoint": wire.endpoint}), concurrency=1)
+        await stack.enter_async_context(server_for(first, behind, topic, card=card_for(config, topic)))
+        client = await rocketmq.client(card_for(config, topic), session="asked")
+        tasks = [event.task.id async for event in client.send_message(request("ask")) if event.HasField("task")]
+        # A full one takes nothing from the topic.
+        busy = asyncio.create_task(reply(await rocketmq.client(card_for(config, topic)), "wait busy"))
+        await until(lambda: "busy" in first.gates)
+        server = await stack.enter_async_context(server_for(second, config, topic))
+        wire.blackhole()
+        answering = asyncio.create_task(reply(client, "yes", task_id=tasks[0]))
+        await until(lambda: server.bridges[0]._watched)
+        await asyncio.sleep(TAKEN_WITHIN + 1)  # a time of silence is the fault
+        wire.pass_on()
+        first.open("busy")
+        assert await busy == "waited"
+        assert "said yes" in await answering
+        assert [context.get_user_input() for context in first.requests] == ["ask", "wait busy", "yes"]
+        assert second.requests == []
+
+
+def asked(config, topic, text, headers):
+    """A request as a caller sends it."""
+    message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": text}]}
+    return RequestEnvelope(
+        request_id=uuid.uuid4().hex,
+        body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
+        headers={BATCH_HEADER: "1", **headers},
+        dest_topic=topic,
+        reply_topic=config.reply_topic,
+        lite_topic="caller",
+    )

@@ -47,6 +47,7 @@ HANDED = (
     "publisher",
     "runs",
     "slots",
+    "suspects",
     "session",
     "channel",
     "channels",
