@@ -181,10 +181,11 @@ class Bridge:
             asyncio.create_task(consumer.stop(), name=f"bridge[{consumer.topic}].stop")
             for consumer in self._consumers.values()
         ]
-        # Somebody else watches over those as well: they get them back.
-        for task in self._watched:
+        # Somebody else watches over those as well, or may begin those: they get them back.
+        waiting = {run.serving for run in self._running.values() if not run.begun and run.serving is not None}
+        for task in self._watched | waiting:
             task.cancel()
-        if working := self._tasks - self._watched:
+        if working := self._tasks - self._watched - waiting:
             await asyncio.wait(working, timeout=self._timeouts.drain)
         for task in (*self._tasks, *self._loops):
             task.cancel()
@@ -365,7 +366,9 @@ class Bridge:
         if outcome is Outcome.DONE:
             self.counters.handed_over += 1
             self._answered.add(key, delivery.attempt)
-            await delivery.ack()
+            if await delivery.ack():
+                # Who answered it does not know whether somebody else may get it still.
+                await self._bodies.forget(envelope)
         else:
             await delivery.release(at_most=self._timeouts.lease)
         return True
@@ -377,18 +380,18 @@ class Bridge:
             self.counters.repeated += 1
             await self._settle(delivery, complete=True)
             return
-        if (run := self._running.get(key)) is not None and delivery.attempt <= run.attempt + 1:
-            # Delivered again although it is at work here: its newest lease is the one that counts. With a delivery in
-            # between, another worker had it and its caller listens to that one: it is told anew, as the run it is now.
+        if (run := self._running.get(key)) is not None and run.is_repeated_by(delivery):
+            # Delivered again although it is at work here: its newest lease is the one that counts.
             self.counters.repeated += 1
             self._join(run, delivery)
             return
-        run = self._running[key] = Run(instance_asked_for(request, {}) or new_task_id(request_name(envelope)))
+        task = instance_asked_for(request, {}) or new_task_id(request_name(envelope))
+        run = self._running[key] = Run(task, asyncio.current_task())
         self._join(run, delivery)
         self.counters.taken += 1
         complete = False
         try:
-            complete = await self._run(envelope, request, delivery)
+            complete = await self._run(envelope, request, delivery, run)
         finally:
             if self._running.get(key) is run:
                 del self._running[key]
@@ -398,13 +401,16 @@ class Bridge:
                 self.counters.answered += 1
                 self._answered.add(key, run.attempt)
             if not cancelled():
-                for each in run.deliveries:
-                    await self._settle(each, complete=complete)
-                if complete and delivery.given_up is None:  # a dead letter may be sent again
+                settled = [await self._settle(each, complete=complete) for each in run.deliveries]
+                if complete and all(settled):
+                    self._answered.settle(key)
+                if complete and any(settled) and delivery.given_up is None:  # a dead letter may be sent again
                     await self._bodies.forget(envelope)
             else:
-                # Leases are given back when all that is at work has ended; other instances are told now.
-                await self._say_last(*(self._settle(each, complete=False) for each in run.deliveries if each.offer))
+                # Leases of what was at work are given back when that has ended; other instances are told now.
+                await self._say_last(
+                    *(self._settle(each, complete=False) for each in run.deliveries if each.offer or not run.begun)
+                )
 
     def _join(self, run: Run, delivery: Delivery) -> None:
         run.deliveries.append(delivery)
@@ -412,20 +418,22 @@ class Bridge:
             reporting = self._handover.report_taken(delivery.offer)
             run.reports.append(asyncio.create_task(reporting, name=f"bridge[{self.topic}].report[{delivery.offer.id}]"))
 
-    async def _settle(self, delivery: Delivery, *, complete: bool) -> None:
+    async def _settle(self, delivery: Delivery, *, complete: bool) -> bool:
+        """Whether nobody gets that delivery of a request any more."""
         if delivery.offer is not None:
             await self._handover.report_end(delivery.offer, complete=complete)
         elif complete:
-            await delivery.ack()
+            return await delivery.ack()
         else:
             await delivery.release(at_most=self._timeouts.lease)
+        return False
 
     async def _say_last(self, *words: Awaitable[object]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await asyncio.gather(*words, return_exceptions=True)
 
-    async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> bool:
+    async def _run(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery, run: Run) -> bool:
         """Run a request through the app and publish its response; whether it is complete on the broker."""
         envelope = with_rpc_id(envelope, request)
         encoder = ReplyEncoder(
@@ -467,12 +475,15 @@ class Bridge:
                     self._suspects.turn(request_name(envelope), attempt, on_wait=delivery.park),
                     self._slots.slot(tier, self._caller_of(envelope), on_aside=delivery.park),
                 ):
+                    run.begun = True
                     # While it waited for a place, its caller was told that it is taken.
                     if (late := delivery.ran_out(envelope, told=True)) is None:
                         await self._application.answer(envelope, request, delivery, response)
                     else:
                         self._application.expire(envelope, late, response)
             else:
+                run.begun = True
+                delivery.park()  # it needs no place
                 await self._application.answer(envelope, request, delivery, response)
             response.changed.set()
             return await publishing

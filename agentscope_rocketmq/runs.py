@@ -30,21 +30,30 @@ class Answered:
 
     def __init__(self) -> None:
         self._attempts: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._settled: set[tuple[str, str]] = set()
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._attempts
 
     def settles(self, key: tuple[str, str], delivery: Delivery) -> bool:
         """Whether that delivery of a request needs no answer of its own."""
-        # With a delivery in between, its caller may listen to a worker that is dead.
+        # The next delivery is ours, unless the broker took our acks: then it is that of a copy, which another worker
+        # had. With one in between another worker had it, too. Its caller may listen to that one, which is dead.
         answered = self._attempts.get(key)
-        return answered is not None and delivery.attempt <= answered + 1
+        return answered is not None and delivery.attempt <= answered + (key not in self._settled)
 
     def add(self, key: tuple[str, str], attempt: int) -> None:
         """A delivery of a request was answered."""
         self._attempts[key] = attempt
+        self._settled.discard(key)
         while len(self._attempts) > _ANSWERED:
-            self._attempts.popitem(last=False)
+            forgotten, _ = self._attempts.popitem(last=False)
+            self._settled.discard(forgotten)
+
+    def settle(self, key: tuple[str, str]) -> None:
+        """The broker took the acks of all its deliveries that were here."""
+        if key in self._attempts:
+            self._settled.add(key)
 
 
 @dataclass(slots=True)
@@ -143,10 +152,12 @@ class Delivery:
         if self.leased is not None:
             self.leased.consumer.park(self.leased)
 
-    async def ack(self) -> None:
-        """The request is done with; for one that was leased."""
-        if self.leased is not None:
-            await self.leased.consumer.ack(self.leased)
+    async def ack(self) -> bool:
+        """The request is done with; for one that was leased. Whether nobody else gets it any more."""
+        if self.leased is None:
+            return False
+        held = self.leased.holds
+        return await self.leased.consumer.ack(self.leased) and held
 
     async def release(self, *, at_most: float) -> None:
         """Somebody else may do better; for one that was leased.
@@ -170,9 +181,19 @@ class Delivery:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One request at work, with its task and every delivery of it that is to be settled when it is done."""
+    """One request at work, with its task and every delivery of it that is to be settled when it is done.
+
+    Attributes:
+        task: The task that it is about.
+        serving: Serves it.
+        deliveries: What is to be settled.
+        reports: Tell other instances that it is taken.
+        begun: Whether the app was called, or may be at any moment.
+    """
 
     task: str
+    serving: asyncio.Task[None] | None
+    begun: bool = False
     deliveries: list[Delivery] = field(default_factory=list)
     reports: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -185,3 +206,12 @@ class Run:
     def is_leased(self) -> bool:
         """Whether nobody else has been given the request, as far as is known here."""
         return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)
+
+    def is_repeated_by(self, delivery: Delivery) -> bool:
+        """Whether a further delivery of its request is of a message that is here, or the first one of a copy.
+
+        A later one of a copy was another worker's before, and so was one that comes with a delivery in between: the
+        caller may listen to that one, which is dead. It is told anew, as the run it is now.
+        """
+        ours = any(each.leased is None or not each.leased.holds for each in self.deliveries)
+        return delivery.attempt <= self.attempt + ours

@@ -22,16 +22,18 @@ from a2a.types import Part, Task, TaskState, TaskStatus
 from a2a.utils.errors import InternalError, InvalidRequestError
 
 from agentscope_rocketmq import A2AServer, BlobStore, Cursor, DirectoryBlobStore, RocketMQ
-from agentscope_rocketmq.card import large_bodies
+from agentscope_rocketmq.card import card_to_dict, large_bodies
 from agentscope_rocketmq.claims import put_body
-from agentscope_rocketmq.config import Limits
+from agentscope_rocketmq.config import Limits, Timeouts
 from agentscope_rocketmq.envelope import Claim, ClaimedBody, RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.envelope import Part as Piece
 from agentscope_rocketmq.errors import ConfigurationError, EnvelopeError, ReplayGapError
+from agentscope_rocketmq.rerun import RESTART_EXTENSION
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
+from tests.faults import Wire
 from tests.gateways import gateway_for, message
-from tests.services import card_for, server_for
+from tests.services import card_for, request, server_for
 from tests.test_large_bodies import Mirror, digest, filler, large_request, listening, parts_of, rpc
 from tests.waiting import LIMIT, until
 
@@ -276,6 +278,69 @@ async def test_a_request_that_is_given_back_waits_twice_as_long_each_time(config
             await ask(config, server, "1 " + filler(5 * MB))
     assert len(given_back) > 1
     assert all(after == 2 ** (attempt - 1) for attempt, after in given_back)
+
+
+class Waiting(AgentExecutor):
+    """Answers with its name when its gate is open."""
+
+    def __init__(self, name):
+        self.name = name
+        self.arrived, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def execute(self, context, event_queue):
+        self.arrived.set()
+        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        await self.gate.wait()
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.add_artifact([Part(text=self.name)], artifact_id="a")
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+async def test_a_worker_that_lost_its_lease_leaves_the_body_to_the_one_that_has_it(config, topic, store):
+    config = sharing(config, store, blob_bytes=100_000)
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10, drain=0.1)})
+    first, second, third = Waiting("first"), Waiting("second"), Waiting("third")
+    async with (
+        Wire(config.endpoint) as cut,
+        Wire(config.endpoint) as dies,
+        RocketMQ(config, card_cache=None) as rocketmq,
+    ):
+        one = server_for(first, config.model_copy(update={"endpoint": cut.endpoint}), topic)
+        other = server_for(second, config.model_copy(update={"endpoint": dies.endpoint}), topic)
+        await one.start()
+        card = card_for(config, topic)
+        card["capabilities"] = {**card["capabilities"], **card_to_dict(one.card)["capabilities"]}
+        async with await rocketmq.client(card) as client, asyncio.timeout(2 * LIMIT):
+            events = []
+
+            async def ask():
+                async for event in client.send_message(request("x" * 300_000)):
+                    events.append(event)  # noqa: PERF401  (looked at while they come)
+
+            asking = asyncio.create_task(ask())
+            await first.arrived.wait()
+            [body] = files(store)
+            cut.blackhole()
+            await other.start()
+            await second.arrived.wait()
+            await until(lambda: any(RESTART_EXTENSION in event.status_update.metadata for event in events))
+            cut.pass_on()
+            first.gate.set()
+            await until(lambda: one.bridges[0].counters.answered == 1 and not one.bridges[0]._running)
+            assert files(store) == [body]
+            await one.aclose()
+            dies.cut()
+            async with server_for(third, config, topic):
+                third.gate.set()
+                await asking
+                updates = [event.artifact_update for event in events]
+                assert [part.text for update in updates for part in update.artifact.parts if part.text] == ["third"]
+                await until(lambda: files(store) == [])
+            await other.aclose()
 
 
 class Pieces:

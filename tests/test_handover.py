@@ -12,8 +12,9 @@ import pytest
 from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
 
 from agentscope_rocketmq import Timeouts
-from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
+from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.handover import TAKEN_WITHIN
+from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import (
@@ -236,6 +237,45 @@ async def test_two_copies_of_a_request_are_one_answer(config, topic, counter, ro
                 assert await follower.whole() == list(range(40))
                 assert len(follower.tasks) == 1
         await until(lambda: sum(counter.ledger.count("end", f"copied{number}") for number in range(3)) == 6)
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["it answered its copy", "it is at work at its copy"])
+async def test_the_other_worker_that_has_a_copy_takes_over_when_the_one_that_was_heard_dies(
+    config, make_topic, rocketmq, connection, producer, counter, answered
+):
+    """Its own answer was not listened to, since it was not the first."""
+    names = await make_topic("NORMAL")
+    client = await rocketmq.client(card_for(config, names.topic))
+    await rocketmq.carrier(_address(rocketmq, client)).start()
+    carrier = rocketmq.carrier(_address(rocketmq, client))
+    carrier._started = _Twice(carrier.producer), carrier.replies
+    async with (
+        GroupConsumer(connection, names.topic, names.group, concurrency=1) as heard,
+        Follower(client, "copied 5" if answered else "copied") as follower,
+        asyncio.timeout(LIMIT),
+    ):
+        leased = await anext(aiter(heard.messages()))
+        envelope = RequestEnvelope.decode(leased.message.body())
+        opening = ResponseEnvelope(
+            request_id=envelope.request_id, body=None, stream=True, end=False, seq=0, attempt=0, run="heard"
+        )
+        said = Message(topic=envelope.reply_topic, lite_topic=envelope.lite_topic, body=opening.encode())
+        await producer.send(said)
+        async with server_for(counter, config, names.topic) as server:
+            bridge = server.bridges[0]
+            await until(lambda: counter.ledger.count("end" if answered else "begin", "copied") == 1)
+            if answered:
+                await until(lambda: bridge.counters.answered == 1 and not bridge._running)
+            assert follower.numbers == []
+            await heard.stop()
+            await heard.release(leased)
+            if not answered:
+                await follower.more(3)
+                counter.enough["copied"].set()
+            await follower.reading
+    assert follower.artifact == list(range(len(follower.artifact)))
+    assert len(follower.artifact) >= (5 if answered else 3)
+    assert counter.ledger.count("begin", "copied") == 1
 
 
 async def test_work_sent_to_an_instance_itself_is_done_under_a_lease(config, topic, rocketmq, producer):

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskUpdater
-from a2a.types import Part, Task, TaskState, TaskStatus
+from a2a.types import Part, SubscribeToTaskRequest, Task, TaskState, TaskStatus
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentscope_rocketmq import call_context
+from agentscope_rocketmq import Timeouts, call_context
 from agentscope_rocketmq.card import parse_card, priority_topics
 from agentscope_rocketmq.errors import CardError, IllegalRequest
 from agentscope_rocketmq.priority import PRIORITY_EXTENSION, PRIORITY_HEADER, Tier, tier_of
@@ -22,6 +22,8 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.rate import RateLimit
 from agentscope_rocketmq.slots import Slot, Slots
 from tests.agents import Gate, scripted, user_texts
+from tests.faults import Counter as Numbers
+from tests.faults import Follower, Ledger
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, take, until
 
@@ -403,3 +405,74 @@ async def _reply_with(client, text, context):
         if event.HasField("artifact_update"):
             texts += [part.text for part in event.artifact_update.artifact.parts]
     return "".join(texts)
+
+
+async def test_questions_about_tasks_need_no_place(config, topic, tmp_path):
+    """Also those of callers that don't know of the instance, and send them to the topic."""
+    numbers = Numbers(Ledger(tmp_path / "ledger"))
+    elsewhere = config.model_copy(update={"state_topic": "NotOfTheCaller"})
+    async with (
+        server_for(numbers, with_limits(config, concurrency=2), topic) as server,
+        Keeper(config, card_cache=None) as rocketmq,
+        Keeper(elsewhere, card_cache=None) as stranger,
+        await rocketmq.client(card_for(config, topic)) as client,
+        await stranger.client(card_for(config, topic)) as subscriber,
+        Follower(client, "endless") as follower,
+        asyncio.timeout(LIMIT),
+    ):
+        await follower.more(2)
+        taken = server.bridges[0].counters.taken
+        subscription = subscriber.subscribe(SubscribeToTaskRequest(id=follower.tasks[0]))
+        await anext(subscription)
+        assert server.bridges[0].counters.taken == taken + 1
+        async with Follower(client, "quick 2") as quick:
+            assert await quick.whole() == [0, 1]
+        numbers.enough["endless"].set()
+        assert [event async for event in subscription]
+
+
+class Slow(AgentExecutor):
+    """Notes what it begins, and goes on when its gate is open."""
+
+    def __init__(self):
+        self.begun = []
+        self.gate = asyncio.Event()
+
+    async def execute(self, context, event_queue):
+        self.begun.append(context.get_user_input())
+        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        await self.gate.wait()
+        await TaskUpdater(event_queue, context.task_id, context.context_id).complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+async def test_a_server_that_stops_begins_nothing_that_still_waits_for_a_place(config, topic):
+    """It would only cut it off again; another worker has it at once."""
+    one, other = Slow(), Slow()
+    patient = with_limits(config, concurrency=2, caller_share=0.5).model_copy(
+        update={"timeouts": Timeouts(drain=LIMIT)}
+    )
+    server = server_for(one, patient, topic)
+    await server.start()
+    async with (
+        Keeper(config, card_cache=None) as rocketmq,
+        await rocketmq.client(card_for(config, topic), session="s") as client,
+        asyncio.timeout(LIMIT),
+    ):
+        first = asyncio.create_task(reply(client, "first"))
+        await until(lambda: one.begun == ["first"])
+        second = asyncio.create_task(reply(client, "second"))
+        await until(lambda: len(server.bridges[0]._running) == 2)
+        stopping = asyncio.create_task(server.aclose())
+        async with server_for(other, config, topic):
+            await until(lambda: other.begun == ["second"])
+            assert not stopping.done()
+            other.gate.set()
+            await second
+            one.gate.set()
+            await first
+            await stopping
+    assert (one.begun, other.begun) == (["first"], ["second"])

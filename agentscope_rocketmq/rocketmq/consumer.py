@@ -40,16 +40,22 @@ class LeasedMessage:
         lost: Set when the lease could not be renewed in time: another consumer may have the message by now.
     """
 
-    __slots__ = ("_handle_lock", "_parked", "_renewal", "consumer", "lost", "message")
+    __slots__ = ("_handle_lock", "_parked", "_renewal", "_valid_until", "consumer", "lost", "message")
 
-    def __init__(self, message: ReceivedMessage, consumer: GroupConsumer) -> None:
+    def __init__(self, message: ReceivedMessage, consumer: GroupConsumer, *, lease: float) -> None:
         self.message = message
         self.consumer = consumer
         self.lost = asyncio.Event()
+        self._valid_until = asyncio.get_running_loop().time() + lease
         # A renewal replaces the receipt handle; an ack with the old one is refused.
         self._handle_lock = asyncio.Lock()
         self._renewal: asyncio.Task[None] | None = None
         self._parked = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody else can have the message: the lease is not lost, and a process that stood still had time."""
+        return not self.lost.is_set() and asyncio.get_running_loop().time() < self._valid_until
 
 
 class GroupConsumer:
@@ -256,7 +262,7 @@ class GroupConsumer:
         if self._rate is not None:
             self._rate.charge(len(messages))
         for message in messages:
-            leased = LeasedMessage(message, self)
+            leased = LeasedMessage(message, self, lease=self._lease)
             self._leased.add(leased)
             if self._stopping:
                 self._late.add(asyncio.create_task(self._give_back(leased), name="rocketmq.give-back"))
@@ -271,7 +277,6 @@ class GroupConsumer:
 
     async def _renew(self, leased: LeasedMessage) -> None:
         loop = asyncio.get_running_loop()
-        valid_until = loop.time() + self._lease
         wait = self._lease / 3
         while True:
             await asyncio.sleep(wait)
@@ -279,10 +284,10 @@ class GroupConsumer:
                 async with leased._handle_lock:  # noqa: SLF001
                     asked = loop.time()
                     await self._change_invisible(leased.message, self._lease)
-                valid_until = asked + self._lease
+                leased._valid_until = asked + self._lease  # noqa: SLF001  (one room)
                 wait = self._lease / 3
             except BrokerError as error:
-                if not error.transient or loop.time() >= valid_until:
+                if not error.transient or not leased.holds:
                     logger.warning("The lease on message %s is lost: %s", leased.message.message_id, error)
                     leased.lost.set()
                     return
