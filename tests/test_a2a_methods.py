@@ -254,7 +254,7 @@ async def test_idle_and_total_time_run_out_apart(client, executor):
     gate = uuid.uuid4().hex
     over_rocketmq = isinstance(client._transport.httpx_client._transport, RocketMQTransport)
     # A silent agent's worker gives signs of life over RocketMQ: it is the total time that runs out there.
-    context = call_context(idle=0.5, total=2.0) if over_rocketmq else call_context(idle=0.5)
+    context = call_context(idle=2.0, total=5.0) if over_rocketmq else call_context(idle=0.5)
     with pytest.raises(A2AClientTimeoutError) as caught:
         await reply_with(client, f"wait {gate}", context)
     if over_rocketmq:

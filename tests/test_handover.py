@@ -15,18 +15,14 @@ from agentscope_rocketmq import Timeouts
 from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.handover import TAKEN_WITHIN
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
-from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import (
     INSTANCE_HEADER,
-    OFFER_ATTEMPT_HEADER,
-    OFFER_HEADER,
-    OFFER_WAITED_HEADER,
-    OFFERED_BY_HEADER,
 )
 from tests.agents import Gate, make_blocked_agent, scripted, user_texts
 from tests.commanded import Commanded
 from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.offers import offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
@@ -342,40 +338,19 @@ class _Twice:
 
 async def test_an_offer_is_begun_at_the_word_to_go_and_not_when_that_comes_late(config, topic, connection, producer):
     """Spoken to in the bare protocol, by an instance that offers two requests and gives the first one up."""
-    executor, me = Commanded(), f"i-{uuid.uuid4().hex}"
+    executor = Commanded()
     async with (
         server_for(executor, config, topic) as server,
-        LiteConsumer(connection, config.state_topic, config.state_group) as consumer,
+        offering_to(server._instance, config, connection, producer) as other,
     ):
-        await consumer.subscribe([me], at=Position.last())
-        batches = consumer.batches()
-
-        async def say(body: bytes) -> None:
-            await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=body))
-
-        async def offer(name: str) -> None:
-            headers = {OFFER_HEADER: name, OFFERED_BY_HEADER: me, OFFER_ATTEMPT_HEADER: "0", OFFER_WAITED_HEADER: "0"}
-            await say(asked(config, topic, name, headers | {"A2A-Version": "1.0"}).encode())
-
-        async def heard() -> str:
-            async with asyncio.timeout(LIMIT):
-                batch = await anext(batches)
-            assert isinstance(batch, LiteBatch)
-            [message] = batch.messages
-            await consumer.ack(batch.messages)
-            report = json.loads(message.body())
-            return f"{report['offer']} {report['state']}"
-
-        go = json.dumps({"offer": "given-up", "state": "go"}).encode()
-        await offer("given-up")
-        assert await heard() == "given-up taken"
-        assert await heard() == "given-up failed"
-        await say(go)
-        await offer("meant")
-        assert await heard() == "meant taken"
-        assert executor.requests == []
-        await say(go.replace(b"given-up", b"meant"))
-        assert await heard() == "meant done"
+        for name in ("given-up", "meant"):
+            await other.offer(asked(config, topic, name, {"A2A-Version": "1.0"}), name)
+            assert await other.heard() == f"{name} taken"
+            assert executor.requests == []
+            if name == "given-up":
+                assert await other.heard() == "given-up failed"
+            await other.go(name)
+        assert await other.heard() == "meant done"
         assert [context.get_user_input() for context in executor.requests] == ["meant"]
         assert server.bridges[0].counters.taken == 1
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import uuid
-from dataclasses import replace
 
 import pytest
 from a2a.client.errors import A2AClientError
@@ -18,15 +16,10 @@ from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
-from agentscope_rocketmq.routes import (
-    OFFER_ATTEMPT_HEADER,
-    OFFER_HEADER,
-    OFFER_WAITED_HEADER,
-    OFFERED_BY_HEADER,
-)
 from tests.agents import Gate, make_blocked_agent, make_echo_agent
 from tests.faults import Counter, Follower, Ledger, Wire, process
 from tests.gateways import client, gateway_for, message
+from tests.offers import offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.test_workers import _answer, _envelope, _listening, _rpc
 from tests.waiting import LIMIT, root_cause, take, until
@@ -207,8 +200,7 @@ async def test_what_was_taken_before_is_begun_again_although_its_ack_time_is_ove
     group = f"{names.topic}ConsumerGroup"
     async with Producer(connection) as producer, GroupConsumer(connection, names.topic, group) as first:
         await producer.send(Message(topic=names.topic, body=envelope.encode()))
-        [leased] = await take(first.messages(), 1)
-        await first.release(leased)
+        await take(first.messages(), 1)  # given back when it stops
     async with (
         _listening(config, connection, "caller") as batches,
         server_for(make_echo_agent, config, names.topic) as server,
@@ -217,23 +209,21 @@ async def test_what_was_taken_before_is_begun_again_although_its_ack_time_is_ove
         assert server.bridges[0].counters.expired == 0
 
 
-async def test_a_request_that_was_handed_over_too_late_is_not_begun(config, topic, producer):
+async def test_a_request_that_was_handed_over_too_late_is_not_begun(config, topic, connection, producer):
     """What its caller had waited before is told in the offer."""
-    envelope = _envelope(config, topic, _rpc("SendMessage", "x"))
-    async with server_for(make_echo_agent, config, topic) as server:
-        for waited in (59.0, 61.0):
-            offer = {
-                ACK_TIMEOUT_HEADER: "60",
-                OFFER_HEADER: f"offer-{waited}",
-                OFFERED_BY_HEADER: f"i-{uuid.uuid4().hex}",
-                OFFER_ATTEMPT_HEADER: "0",
-                OFFER_WAITED_HEADER: f"{waited:.3f}",
-            }
-            offered = replace(envelope, request_id=uuid.uuid4().hex, headers=envelope.headers | offer)
-            await producer.send(Message(topic=config.state_topic, lite_topic=server._instance, body=offered.encode()))
+    async with (
+        server_for(make_echo_agent, config, topic) as server,
+        offering_to(server._instance, config, connection, producer) as other,
+    ):
         counters = server.bridges[0].counters
-        await until(lambda: counters.answered == 2)
-        assert counters.expired == 1
+        for waited, expired in ((0.0, 0), (LIMIT + 1.0, 1)):
+            envelope = _envelope(config, topic, _rpc("SendMessage", "x"))
+            envelope.headers[ACK_TIMEOUT_HEADER] = f"{LIMIT}"
+            await other.offer(envelope, "offer", waited=waited)
+            assert await other.heard() == "offer taken"
+            await other.go("offer")
+            assert await other.heard() == "offer done"
+            assert counters.expired == expired
 
 
 async def test_a_caller_hears_that_its_request_is_taken_before_it_gives_up(config, topic, rocketmq):
