@@ -36,7 +36,8 @@ class Cursor:
     Attributes:
         offset: Offset of the message in the session's LiteTopic.
         index: Number of the event among those that came with the message, from 0; -1 stands before the first.
-        check: Short hash of the message's id, so that another message at that offset is noticed.
+        check: Short hash of the message's id and the index: another message at that offset is noticed, and an index
+            that was made up.
     """
 
     offset: int
@@ -53,7 +54,7 @@ class Cursor:
 
     def is_of(self, message_id: str) -> bool:
         """Whether it points into that message."""
-        return self.check == _check(message_id)
+        return self.check == _check(message_id, self.index)
 
     @classmethod
     def of(cls, offset: int, index: int, message_id: str) -> Cursor:
@@ -64,7 +65,7 @@ class Cursor:
             index: Number of the event in it.
             message_id: Id of the message.
         """
-        return cls(offset, index, _check(message_id))
+        return cls(offset, index, _check(message_id, index))
 
     @classmethod
     def parse(cls, text: str | Cursor) -> Cursor:
@@ -114,5 +115,5 @@ def cursor_of(event: StreamResponse) -> Cursor | None:
     return Cursor.parse(metadata[CURSOR_EXTENSION])
 
 
-def _check(message_id: str) -> str:
-    return hashlib.sha256(message_id.encode("utf-8", "replace")).hexdigest()[:_CHECK_CHARACTERS]
+def _check(message_id: str, index: int) -> str:
+    return hashlib.sha256(f"{index} {message_id}".encode("utf-8", "replace")).hexdigest()[:_CHECK_CHARACTERS]

@@ -23,6 +23,7 @@ __all__ = [
     "SEND_METHODS",
     "STREAM_METHODS",
     "Progress",
+    "Repeating",
     "RpcError",
     "RpcId",
     "RpcRequest",
@@ -58,17 +59,31 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+class Repeating(dict[str, Any]):
+    """An object that gives a member twice: which one counts, its readers may not agree on (RFC 8259, section 4)."""
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else Repeating(members)
+
+
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_MARKING_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_marked)
 
 
-def read_json(text: str) -> Any:
-    """Parse a JSON text that comes from outside.
+def read_json(text: str, *, mark_repeating: bool = False) -> Any:
+    """Parse a JSON text that comes from outside. Of members of one name the last one counts.
+
+    Args:
+        text: The text.
+        mark_repeating: Whether an object with such members is a `Repeating`.
 
     Raises:
         ValueError: Not JSON (NaN and Infinity included), nested too deeply, or a number of absurd length.
     """
     try:
-        return _DECODER.decode(text)
+        return (_MARKING_DECODER if mark_repeating else _DECODER).decode(text)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
 
@@ -133,8 +148,11 @@ class RpcRequest:
             request = read_json(body)
         except ValueError:
             return cls()
-        if not isinstance(request, dict):
-            return cls()
+        return cls.of(request) if isinstance(request, dict) else cls()
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> RpcRequest:
+        """The same of a request that was parsed already."""
         rpc_id, method, params = request.get("id"), request.get("method"), request.get("params")
         return cls(
             id=rpc_id if _is_id(rpc_id) else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import pytest
 from a2a.server.agent_execution import AgentExecutor
@@ -278,8 +279,10 @@ async def test_sessions_that_are_not_there_and_cursors_that_lead_nowhere_are_ref
             response = await http.get(path, headers=headers)
             assert (response.status_code, response.json()["error"]["data"]["reason"]) == (status, reason), path
         body = about("subscribe", task_of(found[0])["id"])
-        response = await http.post("/", json=body, headers={"last-event-id": "nonsense"})
-        assert (response.status_code, response.json()["id"]) == (403, "q")
+        elsewhere = await events(http, "/", message("y 1", contextId="other"))
+        for cursor in ("nonsense", elsewhere[0].id):
+            response = await http.post("/", json=body, headers={"last-event-id": cursor})
+            assert (response.status_code, response.json()["id"]) == (403, "q")
         response = await http.post("/", json=about("subscribe", "no-such-task"), headers={"last-event-id": found[0].id})
         assert (response.status_code, response.json()["error"]["code"], response.json()["id"]) == (200, -32001, "q")
 
@@ -308,6 +311,34 @@ async def test_a_field_that_is_written_twice_is_refused(config, setting, name, o
         assert task_of(found[0])["contextId"] == "in-other-words"
         assert await events(http, "/sessions/in-other-words/events?from_start=1&follow=0")
     assert counter.ledger.count("begin", "x") == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "twice"),
+    [
+        ('"method": ', '"method": "GetTask", "method": '),
+        ('"message": ', '"message": {}, "message": '),
+        ('"contextId": ', '"contextId": "another", "contextId": '),
+    ],
+)
+async def test_a_member_that_is_given_twice_is_refused(config, setting, place, twice):
+    """The agent's server may take the other one."""
+    card, counter = setting
+    text = json.dumps(message("x 1", contextId="mine"))
+    assert text.count(place) == 1
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        response = await http.post("/", content=text.replace(place, twice))
+        assert response.json()["error"]["code"] == -32600
+    assert counter.ledger.count("begin", "x") == 0
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a/events", "ü ?#%"])
+async def test_a_session_may_have_any_name(config, setting, name):
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        found = await events(http, "/", message("x 1", contextId=name))
+        path = f"/sessions/{quote(name, safe='')}/events?from_start=1&follow=0"
+        assert [event.id for event in await events(http, path)] == [event.id for event in found]
 
 
 @both_versions

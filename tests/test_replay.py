@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_a_cursor_is_read_as_it_was_written(offset, index, message_id):
     assert Cursor.parse(str(cursor)) == cursor
     assert cursor.is_of(message_id)
     assert not cursor.is_of(message_id + "x")
+    assert not replace(cursor, index=index + 1).is_of(message_id)
 
 
 @given(st.text())

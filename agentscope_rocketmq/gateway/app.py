@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
@@ -134,12 +135,14 @@ class Gateway:
         self._answering: set[asyncio.Task[Any]] = set()
         self._home = Home("This gateway")
         self._closing = Closing(limit=config.timeouts.drain + _CLOSE_SECONDS, name="gateway.close")
+        events = Route("/sessions/{session:path}/events", self._events)
+        events.path_regex = re.compile(events.path_regex.pattern, re.DOTALL)  # a name may have any character
         self._app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route(_CARD_PATH, self._card),
-                Route("/sessions/{session:path}/events", self._events),
+                events,
                 Route("/{agent}" + _CARD_PATH, self._card),
                 Route("/{agent}", self._call, methods=["POST"]),
                 Route("/", self._call, methods=["POST"]),

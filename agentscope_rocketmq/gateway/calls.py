@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.pending import PendingResponse
     from agentscope_rocketmq.session import Session
 
-__all__ = ["LAST_EVENT_ID", "Asked", "Calls"]
+__all__ = ["LAST_EVENT_ID", "Asked", "Calls", "made_up"]
 
 LAST_EVENT_ID = "last-event-id"
 """Header of a stream's response: what to send as the request's `Last-Event-ID` where no event came yet."""
@@ -43,6 +44,7 @@ LAST_EVENT_ID = "last-event-id"
 _HEAD_SECONDS = 5.0
 # Calls that belong to no session are answered on so many LiteTopics of the gateway's own.
 _CHANNELS = 8
+_MADE_UP = re.compile(r"[0-9a-f]{32}")
 # An assertion of a call without a total timeout.
 _LONGEST_WAIT = 24 * 3600.0
 
@@ -236,7 +238,7 @@ class Calls:
         if question.task_id:
             context_id = await self._context_of(agent, question, headers, owner)
             return (self._conversations.of(context_id, owner) if context_id else None), headers
-        context_id = uuid.uuid4().hex
+        context_id = uuid.uuid4().hex  # as `made_up` knows it
         conversation = self._conversations.of(context_id, owner)
         conversation.position = ""
         return conversation, {**headers, CONTEXT_HEADER: context_id}
@@ -282,6 +284,11 @@ class Calls:
             for event in events:
                 yield first + render_event(event.data, name=event.name, event_id=event_id)
                 first = ""
+
+
+def made_up(session: str) -> bool:
+    """Whether a session's name may be one that a gateway made up: not every agent's server takes it for the context."""
+    return _MADE_UP.fullmatch(session) is not None
 
 
 async def _within(seconds: float | None, pending: PendingResponse) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.fields import MAX_HEADER_BYTES, MAX_HEADERS, is_header
 from agentscope_rocketmq.gateway.refusal import PARSE_ERROR, Refusal
-from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, RpcRequest, read_json
+from agentscope_rocketmq.jsonrpc import INVALID_REQUEST, Repeating, RpcRequest, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,7 +77,7 @@ class Question:
         """
         try:
             body = raw.decode()
-            fields = read_json(body)
+            fields = read_json(body, mark_repeating=True)
         except UnicodeDecodeError:
             raise Refusal(200, "parse-error", "The request is not UTF-8 text.", code=PARSE_ERROR) from None
         except ValueError as error:
@@ -85,8 +85,10 @@ class Question:
         if not isinstance(fields, dict):
             what = "Batch requests are not supported" if isinstance(fields, list) else "Request payload is no object"
             raise Refusal(200, "invalid-request", what, code=INVALID_REQUEST)
-        rpc = RpcRequest.read(body)
+        rpc = RpcRequest.of(fields)
         message = rpc.params.get("message")
+        if any(isinstance(place, Repeating) for place in (fields, rpc.params, message)):
+            raise Refusal(200, "invalid-request", "A member is given twice: give it once.", code=INVALID_REQUEST)
         place = message if rpc.runs_agent and isinstance(message, dict) else rpc.params
         context_id, task_id = _one(place, "contextId", "context_id"), _one(place, "taskId", "task_id")
         return cls(body=body, rpc=rpc, context_id=context_id, task_id=task_id or _text(rpc.params.get("id")))

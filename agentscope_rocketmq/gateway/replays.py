@@ -13,7 +13,7 @@ from a2a.types import StreamResponse
 from google.protobuf.json_format import MessageToDict
 
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
-from agentscope_rocketmq.gateway.calls import LAST_EVENT_ID
+from agentscope_rocketmq.gateway.calls import LAST_EVENT_ID, made_up
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.refusal import Refusal
 from agentscope_rocketmq.gateway.streams import EventStream, retry
@@ -95,7 +95,7 @@ class Replays:
         """A task, then every event of it after a cursor, also when it has ended meanwhile.
 
         Raises:
-            Refusal: 403, the cursor is wrong.
+            Refusal: 403, the cursor is wrong, or of another session than the task.
             AgentScopeRocketMQError: `ReplayGapError`, `WrongOwner` and others.
         """
         place = self._cursors.read(last_event_id, owner=owner)
@@ -105,6 +105,9 @@ class Replays:
         if status != 200 or not isinstance(task, dict):  # noqa: PLR2004  (HTTP's)
             return self._calls.answer(status, json.dumps({**answer, "id": question.rpc.id}) if answer else text)
         snapshot = _shown(task, question)
+        context_id = task.get("contextId")
+        if isinstance(context_id, str) and context_id != place.session and not made_up(place.session):
+            raise Refusal(403, "bad-cursor", "This cursor (Last-Event-ID) is one of another session than the task's.")
         # Of a task that has ended, or that waits, nothing comes that is not there.
         follow = progress(snapshot) is Progress.OPEN
         events = await self._events(conversation, {**_from(place), "follow": follow}, known=True)
