@@ -63,6 +63,8 @@ _MOST_BYTES = 128 * 2**20
 # What a part takes in memory beside its content (protobuf in C: 82 bytes with 11 of text).
 _PART_BYTES = 80
 _PUSH_SECONDS = 10.0
+# Of what the bridge says of a request: the task that goes on when its answer (`return_immediately`) is given.
+_GOES_ON = "goes_on"
 _CLOSE_SECONDS = 10.0
 
 
@@ -190,11 +192,18 @@ class _RequestHandler(DefaultRequestHandler):
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Message | Task:
         await self._check_task(params, context)
         begun = await self._begun(params, context)
-        if begun is not None:
+        answer: Message | Task
+        if begun is None:
+            answer = await super().on_message_send(params, context)
+        elif params.configuration.return_immediately:
+            answer = begun
+        else:
             async for _ in self._follow(begun, context):
                 pass
-            return await self._tasks.get(begun.id, context) or begun
-        answer: Message | Task = await super().on_message_send(params, context)
+            answer = await self._tasks.get(begun.id, context) or begun
+        carried = context.state.get(CARRIED)
+        if carried and isinstance(answer, Task) and answer.status.state in _AT_WORK:
+            carried[_GOES_ON] = answer.id
         return answer
 
     async def on_message_send_stream(
@@ -346,8 +355,9 @@ class A2AApp:
         validator = push_url_validator or validate_push_notification_url
         self._http = httpx.AsyncClient(timeout=_PUSH_SECONDS)
         push_configs = BoundedPushConfigStore(most=most_push_configs)
+        self._executor = OneEnd(executor)
         self._handler = _RequestHandler(
-            OneEnd(executor),
+            self._executor,
             task_store,
             card,
             request_context_builder=_RequestContexts(on_task),
@@ -361,8 +371,13 @@ class A2AApp:
         self._app = Starlette(routes=routes)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one ASGI connection."""
+        """Serve one ASGI connection; of a request that came over RocketMQ, until the agent is done with it.
+
+        Its answer may be given long before: as long as this call lasts its lease is kept, and its place.
+        """
         await self._app(scope, receive, send)
+        if task_id := (scope.get("rocketmq") or {}).get(_GOES_ON):
+            await self._executor.wait(task_id)
 
     async def aclose(self) -> None:
         """End the runs still at work, within 10 s; their tasks stay as they are."""

@@ -128,6 +128,9 @@ class Response:
             self.encoder.start(event["status"], event.get("headers", ()))
         elif event["type"] == "http.response.body":
             self.encoder.feed(event.get("body", b""))
+            if not event.get("more_body", False) and not self.encoder.is_stream:
+                # The app may go on behind its answer.
+                self.encoder.finish()
         self.changed.set()
         while self.encoder.pending_bytes > self._limit and not self.over.is_set():
             self.drained.clear()

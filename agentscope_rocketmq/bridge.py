@@ -144,6 +144,7 @@ class Bridge:
         self._answered = Answered()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     @property
     def topic(self) -> str:
@@ -177,6 +178,7 @@ class Bridge:
 
     async def aclose(self) -> None:
         """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
+        self._stopping = True
         stopping = [
             asyncio.create_task(consumer.stop(), name=f"bridge[{consumer.topic}].stop")
             for consumer in self._consumers.values()
@@ -311,11 +313,15 @@ class Bridge:
             # Work is done under a lease only: whoever gets it from the topic hands it over to this instance.
             headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
             await self._readdress(dataclasses.replace(envelope, headers=headers))
-        elif offer is None or await self._take(offer):
+        elif offer is None or await self._take(offer, request):
             await self._serve(envelope, request, delivery)
 
-    async def _take(self, offer: Offer) -> bool:
+    async def _take(self, offer: Offer, request: RpcRequest) -> bool:
         """Take an offered request; whether it is to be begun."""
+        if self._stopping and request.runs_agent and not instance_asked_for(request, {}):
+            # The conversation ends here anyway; a message to a task can only be taken here.
+            await self._handover.report_end(offer, complete=False)
+            return False
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (it runs in one)
         self._watched.add(task)
@@ -342,7 +348,7 @@ class Bridge:
     ) -> bool:
         """Have a request answered by another instance; whether that is so. It is to be served here otherwise."""
         key = _key(envelope)
-        if self._answered.settles(key, delivery) or key in self._running or delivery.ran_out(envelope):
+        if self._answered.settles(key, delivery) or key in self._running or delivery.ran_out(envelope, request):
             return False
         task = asyncio.current_task()
         if task is not None:
@@ -455,7 +461,7 @@ class Bridge:
         addressed = delivery.leased is None and delivery.offer is None
         if addressed:
             response.begin()
-        late = delivery.ran_out(envelope)
+        late = delivery.ran_out(envelope, request)
         publishing = asyncio.create_task(
             self._publisher.publish(envelope, response, within=delivery.time_to_tell(envelope)),
             name=f"bridge[{self.topic}].publish[{envelope.request_id}]",
@@ -477,7 +483,7 @@ class Bridge:
                 ):
                     run.begun = True
                     # While it waited for a place, its caller was told that it is taken.
-                    if (late := delivery.ran_out(envelope, told=True)) is None:
+                    if (late := delivery.ran_out(envelope, request, told=True)) is None:
                         await self._application.answer(envelope, request, delivery, response)
                     else:
                         self._application.expire(envelope, late, response)

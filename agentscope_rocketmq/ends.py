@@ -90,6 +90,7 @@ class _Progress:
         said: Whether anything was said.
         waits: Whether the last state said is one that waits for the caller.
         ended: Whether its end was said.
+        over: Set when nobody is at work on it any more.
     """
 
     def __init__(self) -> None:
@@ -97,6 +98,7 @@ class _Progress:
         self.said = False
         self.waits = False
         self.ended = False
+        self.over = asyncio.Event()
 
 
 class _Gate(EventQueue):
@@ -176,6 +178,11 @@ class OneEnd(AgentExecutor):
         if not progress.ended:
             await gate.enqueue_event(_status_of(context, TaskState.TASK_STATE_CANCELED))
 
+    async def wait(self, task_id: str) -> None:
+        """Wait until nobody is at work on a task."""
+        if (progress := self._tasks.get(task_id)) is not None:
+            await progress.over.wait()
+
     async def _run(self, context: RequestContext, gate: _Gate) -> None:
         work = self._begin(self._executor.execute(context, gate), f"execute[{context.task_id}]")
         try:
@@ -217,6 +224,7 @@ class OneEnd(AgentExecutor):
         progress.users -= 1
         if not progress.users:
             self._tasks.pop(cast("str", context.task_id), None)
+            progress.over.set()
 
 
 def _given_up(context: RequestContext) -> str | None:

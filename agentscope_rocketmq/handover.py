@@ -61,7 +61,7 @@ class Outcome(Enum):
     FAILED = "failed"
     """It was taken, and not brought to its end: the instance stops, or is gone."""
     NOT_TAKEN = "not taken"
-    """Nobody there, or not in time: it is not begun there."""
+    """Nobody there, or not in time, or one that stops: it is not begun there."""
 
 
 class _State(StrEnum):
@@ -158,6 +158,8 @@ class Handover:
             await self._send(to, offered.encode(), (envelope.request_id,), timeout=TAKEN_WITHIN)
             if not await self._changed(waiting, within=self._silence if patient else TAKEN_WITHIN):
                 return Outcome.NOT_TAKEN
+            if waiting.state is _State.FAILED:
+                return Outcome.NOT_TAKEN  # it was not told to go
             return await self._follow(waiting, offer_id, to)
         except BrokerError as error:
             logger.warning("Request %s is not handed over: %s", envelope.request_id, error)

@@ -141,6 +141,16 @@ class RpcRequest:
         """Whether it gives the agent work, rather than asking about work or ending it."""
         return self.method in SEND_METHODS
 
+    @property
+    def returns_at_once(self) -> bool:
+        """Whether it is answered before the agent has done its work."""
+        asked = self.params.get("configuration")
+        return isinstance(asked, dict) and (
+            asked.get("blocking") is False
+            or asked.get("returnImmediately") is True
+            or asked.get("return_immediately") is True
+        )
+
     @classmethod
     def read(cls, body: str) -> RpcRequest:
         """Read a request body; what can't be read is None or empty, nothing is raised."""
@@ -178,6 +188,8 @@ def excerpt(body: bytes) -> str:
     """
     request = RpcRequest.read(_without_long_strings(body).decode("utf-8", "replace"))
     fields = {name: value for name, value in request.params.items() if name in ("id", "taskId", "contextId")}
+    if request.returns_at_once:
+        fields["configuration"] = {"returnImmediately": True}
     message = request.params.get("message")
     if isinstance(message, dict):
         fields["message"] = {name: value for name, value in message.items() if name in ("taskId", "contextId")}

@@ -122,6 +122,11 @@ class ReplyEncoder:
         return self._finished
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it is sent as a stream of events, as far as is known."""
+        return self._is_stream
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes that wait here to be taken: what back-pressure goes by."""
         partial = self._parser.pending_bytes if self._parser else 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.handover import Offer
+    from agentscope_rocketmq.jsonrpc import RpcRequest
     from agentscope_rocketmq.rocketmq.consumer import LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
 
@@ -117,13 +118,16 @@ class Delivery:
         before = 0.0 if self.offer is None else self.offer.waited
         return before + self.message.waited + (asyncio.get_running_loop().time() - self.arrived)
 
-    def ran_out(self, envelope: RequestEnvelope, *, told: bool = False) -> Limit | None:
+    def ran_out(self, envelope: RequestEnvelope, request: RpcRequest, *, told: bool = False) -> Limit | None:
         """The limit that ran out, so that the caller waits no more; None while it waits, as far as can be known.
 
         Args:
             envelope: The request.
+            request: What its body says.
             told: Whether the caller has heard by now that the request is taken.
         """
+        if request.returns_at_once and self.attempt > 0:
+            return None  # its caller may have had its answer in time, and counts on the work
         total = envelope.seconds(TOTAL_TIMEOUT_HEADER)
         if total is not None and self.waited >= total:
             return Limit("total", total)

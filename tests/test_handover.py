@@ -355,6 +355,33 @@ async def test_an_offer_is_begun_at_the_word_to_go_and_not_when_that_comes_late(
         assert server.bridges[0].counters.taken == 1
 
 
+async def test_an_instance_that_stops_takes_messages_to_its_tasks_and_no_other_work(
+    config, topic, rocketmq, connection, producer
+):
+    """Others can go on with a conversation, and with no task of its."""
+    executor = Commanded()
+    patient = config.model_copy(update={"timeouts": Timeouts(drain=LIMIT)})
+    client = await rocketmq.client(card_for(config, topic))
+    server = server_for(executor, patient, topic)
+    async with server, offering_to(server._instance, config, connection, producer) as other:
+        [waits] = [event.task.id async for event in client.send_message(request("ask")) if event.HasField("task")]
+        working = asyncio.create_task(reply(client, "wait busy"))
+        await until(lambda: "busy" in executor.gates)
+        stopping = asyncio.create_task(server.aclose())
+        await until(lambda: server.bridges[0]._stopping)
+        version = {"A2A-Version": "1.0"}
+        await other.offer(asked(config, topic, "count 1", version), "work")
+        assert await other.heard() == "work failed"
+        await other.offer(asked(config, topic, "count 1", version, taskId=waits), "answer")
+        assert await other.heard() == "answer taken"
+        await other.go("answer")
+        assert await other.heard() == "answer done"
+        executor.gates["busy"].set()
+        await working
+        await stopping
+    assert [context.get_user_input() for context in executor.requests] == ["ask", "wait busy", "count 1"]
+
+
 async def test_a_message_to_a_task_waits_for_an_instance_that_is_silent_for_less_than_a_lease(
     engine, config, topic, rocketmq
 ):
@@ -380,9 +407,9 @@ async def test_a_message_to_a_task_waits_for_an_instance_that_is_silent_for_less
         assert second.requests == []
 
 
-def asked(config, topic, text, headers):
+def asked(config, topic, text, headers, **fields):
     """A request as a caller sends it."""
-    message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": text}]}
+    message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": text}], **fields}
     return RequestEnvelope(
         request_id=uuid.uuid4().hex,
         body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
