@@ -217,7 +217,7 @@ class BodyReceiver:
         except TimeoutError:
             raise EnvelopeError(
                 f"The body of request {request_id} did not come in full: its next part is not there after "
-                f"{self._patience:g} s. Send it again."
+                f"{self._patience:g} s (Timeouts.parts of the agent's server). Send it again."
             ) from None
 
     async def _unblock(self, lite_topic: str) -> None:

@@ -34,15 +34,16 @@ def new_key() -> str:
     return f"p-{secrets.token_hex(16)}"
 
 
-def store_failed(store: BlobStore, what: str, error: BaseException) -> BlobStoreError:
+def store_failed(store: BlobStore, what: str, error: BaseException, *, limit: str) -> BlobStoreError:
     """The error for a store that failed.
 
     Args:
         store: The store.
         what: What it was to do.
         error: How it failed.
+        limit: How long it could take, with the setting that says so.
     """
-    why = "it took too long" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+    why = f"it took longer than {limit}" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
     return BlobStoreError(f"Blob store {store.name!r} could not {what}: {why}. See that it can be reached, try again.")
 
 
@@ -64,12 +65,13 @@ async def put_body(store: BlobStore, request_id: str, body: bytes, *, timeout: f
             yield body[start : start + _CHUNK]
 
     key = new_key()
+    limit = f"{timeout:g} s for each 4 MiB (Timeouts.send)"
     sha256 = await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest())
     try:
         async with asyncio.timeout(timeout * (1 + len(body) // _TIMED)):
             await store.put(key, chunks())
     except Exception as error:
-        raise store_failed(store, f"keep the body of request {request_id}", error) from error
+        raise store_failed(store, f"keep the body of request {request_id}", error, limit=limit) from error
     return ClaimedBody(claim=Claim(store=store.name, key=key), size=len(body), sha256=sha256)
 
 
@@ -120,7 +122,8 @@ class Claims:
         except OverflowError as error:
             raise EnvelopeError(str(error)) from None
         except Exception as error:
-            raise store_failed(store, f"read {claim.key}", error) from error
+            limit = f"{self._patience:g} s for a piece (Timeouts.parts)"
+            raise store_failed(store, f"read {claim.key}", error, limit=limit) from error
         if (spool.size, spool.sha256) != (size, sha256):
             raise EnvelopeError(f"what blob store {store.name!r} has is not it: size or SHA-256 differ")
 
@@ -170,4 +173,5 @@ class Claims:
             async with asyncio.timeout(_DELETE_SECONDS):
                 await self._store.delete(claim.key)
         except Exception as error:  # noqa: BLE001  (whatever a store raises)
-            logger.warning("%s", store_failed(self._store, f"delete {claim.key}", error))
+            failure = store_failed(self._store, f"delete {claim.key}", error, limit=f"{_DELETE_SECONDS:g} s")
+            logger.warning("%s", failure)

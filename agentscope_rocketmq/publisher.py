@@ -157,7 +157,8 @@ class Publisher:
             raise
         except Exception as error:  # noqa: BLE001  (whatever a store raises)
             if encoder.storing:
-                failure = store_failed(store, f"keep the answer to request {envelope.request_id}", error)
+                limit = f"{self._timeout:g} s for a piece (Timeouts.send, or more)"
+                failure = store_failed(store, f"keep the answer to request {envelope.request_id}", error, limit=limit)
                 logger.error("%s", failure)  # noqa: TRY400
                 encoder.fail(INTERNAL_ERROR, str(failure))
             return None

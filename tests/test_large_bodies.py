@@ -184,7 +184,7 @@ async def listening(config, connection):
     [
         ({"sha256": "0" * 64}, "SHA-256"),
         ({"size": 4}, "not what its envelope says"),
-        ({"parts": 3, "size": 10 * MB}, "did not come in full"),
+        ({"parts": 3, "size": 10 * MB}, "(Timeouts.parts of the agent's server)"),
         ({"lite_topic": f"p-{'0' * 32}"}, "did not come in full"),
         ({"size": 200 * MB}, "this agent takes"),
         ({"text": '{"jsonrpc":"2.0","id":7,"method":"GetTask","params":{"id":"t"}}'}, "not the one that its envelope"),
