@@ -4,6 +4,9 @@ A request that kills its worker takes down what that worker has besides, and eac
 One that was delivered for the third time is a suspect. Of those that a worker has, one at a time is begun; so an
 innocent one comes to its end unless the deadly one is ahead of it in the row, and each delivery the row begins
 elsewhere.
+
+Few suspects are deadly: workers are killed for other reasons. So a turn is short at first, and twice as long each
+delivery.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ __all__ = ["SUSPECT_FROM", "Suspects"]
 SUSPECT_FROM = 2
 """The delivery, from 0, at which a request is a suspect."""
 
+# Seconds of a suspect's first turn.
+_FIRST_TURN = 1.0
 # Leases that a dead worker had are over at about the same time: who comes first is no more likely to be innocent.
 _GATHER = 1.0
 
@@ -37,8 +42,7 @@ class Suspects:
     """The turns of one worker.
 
     Args:
-        longest: Seconds after which the next one's turn comes although the request before it is still at work: what
-            has killed nobody for so long must not hold up the others for ever.
+        longest: Seconds that a turn may last: then the next one's comes although the request is still at work.
     """
 
     def __init__(self, longest: float) -> None:
@@ -89,4 +93,5 @@ class Suspects:
             first = bisect.bisect_right(self._row, self._last) % len(self._row)
         self._turn = self._last = self._row.pop(first)
         self._turn.begins.set_result(None)
-        self._next_turn = asyncio.get_running_loop().call_later(self._longest, self._go_on)
+        seconds = min(self._longest, _FIRST_TURN * 2.0 ** (self._turn.attempt - SUSPECT_FROM))
+        self._next_turn = asyncio.get_running_loop().call_later(seconds, self._go_on)

@@ -58,23 +58,24 @@ async def test_up_to_eight_suspects_of_one_worker_end_whichever_of_them_kills(co
 
 async def test_one_suspect_is_begun_at_a_time_and_what_is_none_does_not_wait():
     suspects, waited, ending = Suspects(LIMIT), [], {name: asyncio.Event() for name in "abc"}
+    attempt = SUSPECT_FROM + 6  # its turn is as long as can be
     order: list[str] = []
 
-    async def work(name, attempt):
+    async def work(name, attempt=attempt):
         async with suspects.turn(name, attempt, on_wait=lambda: waited.append(name)):
             order.append(name)
             if name in ending:
                 await ending[name].wait()
 
-    tasks = {name: asyncio.create_task(work(name, SUSPECT_FROM)) for name in "abc"}
+    tasks = {name: asyncio.create_task(work(name)) for name in "abc"}
     await until(lambda: order)
     await work("other", SUSPECT_FROM - 1)
-    assert order == ["c", "other"]  # 2 % 3: the row begins with the third
+    assert order == ["c", "other"]  # 8 % 3: the row begins with the third
     tasks["a"].cancel()  # in the row
     ending["c"].set()
     await until(lambda: order[2:])
     assert order[2:] == ["b"]
-    late = asyncio.create_task(work("a", SUSPECT_FROM))
+    late = asyncio.create_task(work("a"))
     await until(lambda: waited.count("a") == 2)
     assert order[2:] == ["b"]
     tasks["b"].cancel()  # at work
@@ -84,11 +85,13 @@ async def test_one_suspect_is_begun_at_a_time_and_what_is_none_does_not_wait():
     assert sorted(waited) == ["a", "a", "b", "c"]
 
 
-async def test_a_suspect_that_works_for_long_does_not_hold_up_the_others():
-    suspects, order = Suspects(0.1), []
+@pytest.mark.parametrize(("longest", "attempt"), [(LIMIT, SUSPECT_FROM), (0.1, SUSPECT_FROM + 6)])
+async def test_a_suspect_that_works_for_long_does_not_hold_up_the_others(longest, attempt):
+    """The first time it is one, that is short however long it may be later."""
+    suspects, order = Suspects(longest), []
 
     async def work(name):
-        async with suspects.turn(name, SUSPECT_FROM, on_wait=nothing):
+        async with suspects.turn(name, attempt, on_wait=nothing):
             order.append(name)
             await asyncio.Event().wait()
 
