@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 __all__ = ["Event", "EventParser", "parse_events", "render_event"]
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_TEXT_LINE_END = re.compile(r"\r\n|\r|\n")
 
 # Readers built on str.splitlines, httpx's among them, take these for line ends too and tear an event apart. All
 # events of A2A are JSON, where the escape means the same.
@@ -59,7 +55,8 @@ class EventParser:
         if self._skip_line_feed:
             chunk = chunk.removeprefix(b"\n")
         self._skip_line_feed = ends_with_return
-        *lines, rest = _LINE_END.split(chunk)
+        lines = chunk.splitlines()  # of bytes: the line ends of the specification, and no others
+        rest = lines.pop() if chunk and chunk[-1] not in b"\r\n" else b""
         events = []
         for line in lines:
             self._line.append(line)
@@ -126,7 +123,9 @@ def render_event(data: str, *, name: str | None = None, event_id: str | None = N
     for char, escape in _ESCAPED.items():
         if char in data:
             data = data.replace(char, escape)
-    lines = [f"data: {line}" for line in _TEXT_LINE_END.split(data)]
+    if "\r" in data:
+        data = data.replace("\r\n", "\n").replace("\r", "\n")
+    lines = [f"data: {line}" for line in data.split("\n")]
     if name is not None:
         lines.insert(0, f"event: {name}")
     if event_id is not None:
