@@ -7,6 +7,7 @@ carries what no caller should see. Everything here works on text and never raise
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -178,15 +179,43 @@ _INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _STRIDE = 64 * 1024
 
 
+# What `excerpt` looks at, at any depth: whatever has another name is let go as soon as it is read.
+_LOOKED_AT = frozenset(
+    {
+        "blocking",
+        "configuration",
+        "contextId",
+        "id",
+        "message",
+        "method",
+        "params",
+        "returnImmediately",
+        "return_immediately",
+        "taskId",
+    }
+)
+
+
+def _looked_at(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
+    return {name: value for name, value in pairs if name in _LOOKED_AT} or None
+
+
+_EXCERPTING_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_looked_at)
+
+
 def excerpt(body: bytes) -> str:
     """What the carrier must know of a large request, as a request of its own: `RpcRequest.read` finds it there.
 
-    Long strings are cut out before anything is parsed, so this takes time for a large body, and no memory.
+    Long strings are cut out before anything is parsed, and of the rest little is kept, so this takes time for a large
+    body, and little memory beside the body's own.
 
     Args:
         body: The JSON-RPC request, UTF-8.
     """
-    request = RpcRequest.read(_without_long_strings(body).decode("utf-8", "replace"))
+    request = RpcRequest()
+    with contextlib.suppress(ValueError, RecursionError):
+        members = _EXCERPTING_DECODER.decode(_without_long_strings(body).decode("utf-8", "replace"))
+        request = RpcRequest.of(members) if isinstance(members, dict) else request
     fields = {name: value for name, value in request.params.items() if name in ("id", "taskId", "contextId")}
     if request.returns_at_once:
         fields["configuration"] = {"returnImmediately": True}

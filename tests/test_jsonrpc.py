@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentscope_rocketmq.jsonrpc import Progress, RpcRequest, error_response, plain_error, progress
+from agentscope_rocketmq.jsonrpc import Progress, RpcRequest, error_response, excerpt, plain_error, progress
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,64 @@ def test_any_other_body_stays_as_it_is(body):
 def test_a_result_encoded_twice_is_unwrapped():
     body = '{"jsonrpc":"2.0","id":1,"result":{"a":1}}'
     assert plain_error(json.dumps(body)) == body
+
+
+_PARTS = st.recursive(
+    st.none() | st.integers() | st.text(max_size=20) | st.just("x" * 5000) | st.just('"\\' * 3000),
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(["id", "message", "text", "ü"]), children)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "id": st.integers() | st.text(max_size=10) | _PARTS,
+            "method": st.sampled_from(["SendMessage", "GetTask"]) | _PARTS,
+            "params": _PARTS
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "id": st.text(max_size=10),
+                    "taskId": st.text(max_size=10),
+                    "configuration": st.fixed_dictionaries({}, optional={"blocking": st.booleans(), "x": _PARTS}),
+                    "message": st.fixed_dictionaries({"parts": _PARTS}, optional={"contextId": st.text(max_size=10)}),
+                },
+            ),
+        },
+    ),
+    st.booleans(),
+)
+def test_an_excerpt_says_of_a_request_what_the_request_says(request, ascii_only):
+    body = json.dumps(request, ensure_ascii=ascii_only)
+    whole, read = RpcRequest.read(body), RpcRequest.read(excerpt(body.encode()))
+    if not any(isinstance(text, str) and len(text) > 4096 for text in (whole.method, *whole.params.values())):
+        assert (read.id, read.method) == (whole.id, whole.method)
+    assert read.returns_at_once == whole.returns_at_once
+    message = whole.params.get("message")
+    for name in ("taskId", "contextId"):
+        if isinstance(message, dict) and isinstance(message.get(name), str) and len(message[name]) < 4096:
+            assert read.params["message"][name] == message[name]
+
+
+@pytest.mark.parametrize("body", ["", "[1]", "{", "[" * 100_000, '{"id": NaN}', '{"id": 1, "id'])
+def test_an_excerpt_of_what_is_no_request_is_empty(body):
+    assert json.loads(excerpt(body.encode())) == {"jsonrpc": "2.0", "id": None, "method": None, "params": {}}
+
+
+def test_an_excerpt_of_many_small_parts_takes_little_memory():
+    parts = [{"text": "x" * 58, "metadata": {"id": number}} for number in range(30_000)]
+    request = {"id": 1, "method": "SendMessage", "params": {"message": {"taskId": "t", "parts": parts}}}
+    body = json.dumps(request).encode()
+    tracemalloc.start()
+    try:
+        read = RpcRequest.read(excerpt(body))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert read.params["message"] == {"taskId": "t"}
+    # The text itself, twice, and little more; parsed as a whole it takes five times its size besides.
+    assert peak < 3 * len(body)
