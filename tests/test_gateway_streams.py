@@ -113,6 +113,75 @@ async def test_a_reader_that_does_not_read_is_cut_off_with_a_resync_event_and_sl
         assert [event.id for event in (*got, *again)] == [event.id for event in whole]
 
 
+async def test_streams_that_nobody_reads_hold_up_no_calls_of_others(config, setting):
+    limits = config.limits.model_copy(update={"stream_buffer": 1})
+    config = config.model_copy(update={"limits": limits, "timeouts": Timeouts(stall=10 * LIMIT)})
+    card, counter = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        found = await events(http, "/", message("x 1", contextId="other"))
+        channels = served.gateway._rocketmq.carrier(None).replies._channels
+        async with stream(http, "/", message("y", contextId="talk")) as response:
+            task = task_of(await anext(response.events))["id"]
+            unread = [Unread(about("subscribe", task)) for _ in range(16)]
+            for each in unread:
+                each.start(served.gateway)
+            await until(lambda: all(each.sending for each in unread))
+            # What one of them holds at most lies behind these.
+            await take(response.events, 100)
+            for _ in range(16):
+                answered = (await http.post("/", json=about("get", task_of(found[0])["id"]))).json()
+                assert answered["result"]["status"]["state"] == "TASK_STATE_COMPLETED"
+            assert (served.gateway.streams.cut_off, len(channels)) == (0, 8 + 16 + 2)
+            # However they end, their reply channels are left.
+            for each in unread[:8]:
+                each.left.set()
+            for each in unread[8:12]:
+                each.running.cancel()
+            for each in unread[12:]:
+                each.goes_on.set()
+            counter.enough["y"].set()
+            await asyncio.gather(*(each.running for each in unread), return_exceptions=True)
+        refused = await http.post("/", json=about("subscribe", "no-such-task"))
+        assert refused.json()["error"]["code"] == -32001
+        await until(lambda: len(channels) == 8 + 2)
+
+
+class Unread:
+    """A client of a gateway, at its ASGI interface, that takes nothing of the answer until it is told to.
+
+    Attributes:
+        sending: Whether it is being sent events.
+        left: Set when it leaves.
+        goes_on: Set when it takes what it is sent.
+    """
+
+    def __init__(self, body):
+        self.sending = False
+        self.left, self.goes_on = asyncio.Event(), asyncio.Event()
+        self._request = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    def start(self, gateway):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "query_string": b"",
+            "headers": [(b"a2a-version", b"1.0")],
+        }
+        self.running = asyncio.create_task(gateway(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if self._request:
+            return self._request.pop()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        if message["type"] == "http.response.body":
+            self.sending = True
+            await self.goes_on.wait()
+
+
 def _chunks(text):
     """The pieces of a chunked HTTP body."""
     while text:

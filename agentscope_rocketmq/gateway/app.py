@@ -218,6 +218,8 @@ class Gateway:
                 await asyncio.gather(self._connecting, return_exceptions=True)
             await self._agents.aclose()
             await self._conversations.aclose()
+            if self._calls is not None:
+                await self._calls.aclose()
             await self._rocketmq.aclose()
 
     async def __aenter__(self) -> Self:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import logging
 import re
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from starlette.responses import Response
 
 from agentscope_rocketmq.card import large_bodies
 from agentscope_rocketmq.envelope import RequestEnvelope
-from agentscope_rocketmq.errors import BrokerError, ClosedError
+from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.streams import EventStream, retry
 from agentscope_rocketmq.jsonrpc import read_json
@@ -37,13 +38,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LAST_EVENT_ID", "Asked", "Calls", "made_up"]
 
+logger = logging.getLogger(__name__)
+
 LAST_EVENT_ID = "last-event-id"
 """Header of a stream's response: what to send as the request's `Last-Event-ID` where no event came yet."""
 
 # How long an answer may take to begin before the stream is begun without it: what comes then can't change the form.
 _HEAD_SECONDS = 5.0
-# Calls that belong to no session are answered on so many LiteTopics of the gateway's own.
+# Calls that belong to no session and are answered with a document, which is taken as soon as it comes, are answered on
+# so many LiteTopics of the gateway's own.
 _CHANNELS = 8
+# Leaving a LiteTopic has its own time limits; at the end of a gateway it may take this long.
+_LEAVE_SECONDS = 5.0
 _MADE_UP = re.compile(r"[0-9a-f]{32}")
 # An assertion of a call without a total timeout.
 _LONGEST_WAIT = 24 * 3600.0
@@ -109,9 +115,10 @@ class Calls:
     ) -> None:
         self._carrier = carrier
         self._conversations = conversations
-        self._own: list[Session] = [own() for _ in range(_CHANNELS)]
+        self._own = own
         self._opened: set[Session] = set()
-        self._next = itertools.cycle(self._own)
+        self._next = itertools.cycle([own() for _ in range(_CHANNELS)])
+        self._leaving: set[asyncio.Task[None]] = set()
         self._streams = streams
         self._cursors = cursors
         self._secret = secret
@@ -129,7 +136,9 @@ class Calls:
         conversation, headers = await self._conversation(agent, question, headers, owner)
         # Before it is asked: from here on everything is its answer.
         position = None if conversation is None else conversation.position
-        asked = await self.ask(agent, question.body, headers, owner, conversation=conversation)
+        asked = await self.ask(
+            agent, question.body, headers, owner, conversation=conversation, stream=question.rpc.wants_stream
+        )
         try:
             head = await _within(_HEAD_SECONDS if question.rpc.wants_stream else None, asked.pending)
             if head is not None and not head.stream:
@@ -158,8 +167,18 @@ class Calls:
         owner: str,
         *,
         conversation: Conversation | None = None,
+        stream: bool = False,
     ) -> Asked:
         """Send a request; its answer comes on the conversation's reply channel, or on one of the gateway's own.
+
+        Args:
+            agent: Who is asked.
+            body: The JSON-RPC request.
+            headers: What goes along.
+            owner: For whom.
+            conversation: Where the answer belongs; None for nowhere.
+            stream: Whether the answer may be a stream. What nobody reads of one holds up whatever else comes on its
+                reply channel, so where it belongs nowhere it has one for itself.
 
         Raises:
             AgentScopeRocketMQError: It could not be sent.
@@ -184,11 +203,15 @@ class Calls:
                 lifetime=timeouts.total or _LONGEST_WAIT,
             )
         async with contextlib.AsyncExitStack() as stack:
-            if conversation is None:
-                session = await self._own_session()
-            else:
+            if conversation is not None:
                 await stack.enter_async_context(self._conversations.calling(conversation))
                 session = conversation.session
+            elif stream:
+                session = self._own()
+                await session.open()
+                stack.callback(self._leave, session)
+            else:
+                session = await self._shared_session()
             replies = self._carrier.replies
             envelope = RequestEnvelope(
                 request_id=request_id,
@@ -211,7 +234,7 @@ class Calls:
             body.encode(), status_code=status, headers={"content-type": "application/json", **(headers or {})}
         )
 
-    async def _own_session(self) -> Session:
+    async def _shared_session(self) -> Session:
         session = next(self._next)
         if session not in self._opened:
             await session.open()
@@ -220,12 +243,19 @@ class Calls:
             self._opened.add(session)
         return session
 
+    def _leave(self, session: Session) -> None:
+        """Close it; whoever had it does not wait for that, nor can cut it short."""
+        task = asyncio.create_task(_close(session), name="gateway.call.leave")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     async def aclose(self) -> None:
-        """Leave the gateway's own reply channels."""
-        for session in self._opened:
-            with contextlib.suppress(BrokerError, ClosedError):
-                await session.close()
-        self._opened.clear()
+        """Wait for reply channels that are being left; those that are left open end with their connection."""
+        if self._leaving:
+            _, late = await asyncio.wait(self._leaving, timeout=_LEAVE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _conversation(
         self, agent: Agent, question: Question, headers: Mapping[str, str], owner: str
@@ -284,6 +314,13 @@ class Calls:
             for event in events:
                 yield first + render_event(event.data, name=event.name, event_id=event_id)
                 first = ""
+
+
+async def _close(session: Session) -> None:
+    try:
+        await session.close()
+    except AgentScopeRocketMQError as error:
+        logger.info("LiteTopic %s could not be let go of: %s", session.lite_topic, error)
 
 
 def made_up(session: str) -> bool:
