@@ -23,7 +23,7 @@ from a2a.utils.errors import InvalidParamsError, TaskNotCancelableError, Unsuppo
 from a2a.utils.push_url_validator import validate_push_notification_url
 from starlette.applications import Starlette
 
-from agentscope_rocketmq.ends import CARRIED, OneEnd, is_end
+from agentscope_rocketmq.ends import CARRIED, OneEnd, has_ended, is_end
 from agentscope_rocketmq.fence import FencedTaskStore
 from agentscope_rocketmq.owners import CONTEXT_HEADER
 from agentscope_rocketmq.routes import new_task_id
@@ -202,7 +202,7 @@ class _RequestHandler(DefaultRequestHandler):
                 pass
             answer = await self._tasks.get(begun.id, context) or begun
         carried = context.state.get(CARRIED)
-        if carried and isinstance(answer, Task) and answer.status.state in _AT_WORK:
+        if carried and isinstance(answer, Task) and not has_ended(answer):
             carried[_GOES_ON] = answer.id
         return answer
 

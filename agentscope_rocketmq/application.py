@@ -53,12 +53,12 @@ class Application:
             BlobStoreError: The store that has its body failed: another worker may have it.
         """
         if envelope.large is None:
-            receive = Receive(envelope.body.encode(), response.over, rpc_id=request.id)
+            receive = Receive(envelope.body.encode(), response.complete, rpc_id=request.id)
             await self._call_app(envelope, delivery, response, receive)
             return
         try:
             async with self._bodies.fetch(envelope) as body:
-                receive = Receive(body, response.over, rpc_id=request.id)
+                receive = Receive(body, response.complete, rpc_id=request.id)
                 await self._call_app(envelope, delivery, response, receive)
         except EnvelopeError as error:
             self._counters.refused += 1

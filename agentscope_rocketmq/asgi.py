@@ -92,6 +92,7 @@ def http_scope(
         # For apps that want to know how a request came.
         "rocketmq": {
             "topic": message.topic,
+            "reply_topic": envelope.reply_topic,
             "lite_topic": envelope.lite_topic,
             "request_id": envelope.request_id,
             "message_id": message.message_id,
@@ -112,8 +113,14 @@ class Response:
         self.changed = asyncio.Event()
         self.drained = asyncio.Event()
         self.over = asyncio.Event()
+        self.complete = asyncio.Event()  # the app has sent all of it, or it is over
         self.unpublished = False  # the broker did not take all of it
         self._limit = limit
+
+    def end(self) -> None:
+        """Nothing more of it is taken."""
+        self.over.set()
+        self.complete.set()
 
     def begin(self) -> None:
         """Say at once that the request is taken."""
@@ -128,9 +135,11 @@ class Response:
             self.encoder.start(event["status"], event.get("headers", ()))
         elif event["type"] == "http.response.body":
             self.encoder.feed(event.get("body", b""))
-            if not event.get("more_body", False) and not self.encoder.is_stream:
-                # The app may go on behind its answer.
-                self.encoder.finish()
+            if not event.get("more_body", False):
+                self.complete.set()
+                if not self.encoder.is_stream:
+                    # The app may go on behind its answer.
+                    self.encoder.finish()
         self.changed.set()
         while self.encoder.pending_bytes > self._limit and not self.over.is_set():
             self.drained.clear()
@@ -138,17 +147,17 @@ class Response:
 
 
 class Receive:
-    """ASGI's `receive` side: the request body, then nothing until the response is over.
+    """ASGI's `receive` side: the request body, then nothing until the response is complete, or over.
 
     A caller that leaves can't be seen over RocketMQ, and would cancel nothing: the agent goes on.
     """
 
-    def __init__(self, body: bytes | Spool, over: asyncio.Event, *, rpc_id: RpcId = None) -> None:
+    def __init__(self, body: bytes | Spool, complete: asyncio.Event, *, rpc_id: RpcId = None) -> None:
         self.rpc_id = rpc_id
         self._body = body
         self._chunks = iter(()) if isinstance(body, bytes) else body.chunks()
         self._complete = False
-        self._over = over
+        self._response_complete = complete
 
     @property
     def sha256(self) -> str:
@@ -158,7 +167,7 @@ class Receive:
     async def __call__(self) -> dict[str, Any]:
         """The next event."""
         if self._complete:
-            await self._over.wait()
+            await self._response_complete.wait()
             return {"type": "http.disconnect"}
         if isinstance(self._body, bytes):
             chunk, self._complete = self._body, True
@@ -193,7 +202,8 @@ class OwnerGuard:
                 large = envelope.large
                 # Whether a large body has this hash is seen when it is read.
                 sha256 = hashlib.sha256(envelope.body.encode()).hexdigest() if large is None else large.sha256
-                return "owner " + self._owner([headers[OWNER_HEADER].encode()], envelope.request_id, sha256)
+                reply = _reply(envelope.reply_topic, envelope.lite_topic)
+                return "owner " + self._owner([headers[OWNER_HEADER].encode()], envelope.request_id, sha256, reply)
         if "authorization" in headers:
             return "credentials " + hashlib.sha256(headers["authorization"].encode()).hexdigest()
         return f"session {envelope.reply_topic} {envelope.lite_topic}"
@@ -205,14 +215,16 @@ class OwnerGuard:
             await self._app(scope, receive, send)
             return
         try:
-            owner = self._owner(assertions, scope["rocketmq"]["request_id"], receive.sha256)
+            carried = scope["rocketmq"]
+            reply = _reply(carried["reply_topic"], carried["lite_topic"])
+            owner = self._owner(assertions, carried["request_id"], receive.sha256, reply)
         except Unauthenticated as error:
             await _refuse(send, 403, error_response(receive.rpc_id, INVALID_REQUEST, str(error)))
             return
         headers = [(name, value) for name, value in scope["headers"] if name != _OWNER_HEADER]
         await self._app({**scope, "headers": headers, "user": SimpleUser(owner)}, receive, send)
 
-    def _owner(self, assertions: list[bytes], request_id: str, body_sha256: str) -> str:
+    def _owner(self, assertions: list[bytes], request_id: str, body_sha256: str, reply: str) -> str:
         if self._secret is None:
             raise Unauthenticated(
                 "This agent's server can't verify for whom a gateway asks: give it the gateway's ROCKETMQ_A2A_SECRET."
@@ -223,7 +235,12 @@ class OwnerGuard:
             audiences=self._audiences,
             request_id=request_id,
             body_sha256=body_sha256,
+            reply=reply,
         )
+
+
+def _reply(reply_topic: str, lite_topic: str) -> str:
+    return f"{reply_topic} {lite_topic}"
 
 
 async def _refuse(send: Callable[[Any], Awaitable[None]], status: int, text: str) -> None:

@@ -35,6 +35,7 @@ from agentscope_rocketmq.routes import (
     same_server,
 )
 from agentscope_rocketmq.runs import Answered, BridgeCounters, Delivery, Run
+from agentscope_rocketmq.slots import Slots
 from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.suspects import Suspects
 from agentscope_rocketmq.taskchannels import TaskChannels
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
-    from agentscope_rocketmq.slots import Slots
 
 __all__ = ["Bridge"]
 
@@ -73,8 +73,7 @@ class Bridge:
         instance: Its LiteTopic.
         reply_topics: LITE topics that responses may go to.
         timeouts: `lease`, `send`, `parts` and `drain` count here.
-        limits: `attempts`, `response_buffer_bytes` and those of large bodies count here.
-        slots: The places of the server, which all its bridges share.
+        limits: `concurrency`, `caller_share`, `response_buffer_bytes` and those of large bodies count here.
         path: Path of the app's JSON-RPC endpoint.
         fails_tasks: Whether the app ends a request whose scope says `given_up` with a failed task.
         blobs: Where large bodies may be, for callers that share it; None for nowhere.
@@ -94,7 +93,6 @@ class Bridge:
         reply_topics: frozenset[str],
         timeouts: Timeouts,
         limits: Limits,
-        slots: Slots,
         instance_consumer: LiteConsumer,
         instance: str,
         path: str = "/",
@@ -139,7 +137,7 @@ class Bridge:
         self._fails_tasks = fails_tasks
         self._timeouts = timeouts
         self._limits = limits
-        self._slots = slots
+        self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
         self._suspects = Suspects(timeouts.lease)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}
@@ -388,7 +386,9 @@ class Bridge:
             self.counters.repeated += 1
             await self._settle(delivery, complete=True)
             return
-        if (run := self._running.get(key)) is not None and run.is_repeated_by(delivery):
+        # A message to a task at work can't be begun anew: it is in that very run.
+        to_task = instance_asked_for(request, {}) is not None
+        if (run := self._running.get(key)) is not None and (to_task or run.is_repeated_by(delivery)):
             # Delivered again although it is at work here: its newest lease is the one that counts.
             self.counters.repeated += 1
             self._join(run, delivery)
@@ -507,7 +507,7 @@ class Bridge:
             raise
         finally:
             self.counters.unanswered += response.unpublished
-            response.over.set()
+            response.end()
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
 

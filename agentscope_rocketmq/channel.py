@@ -127,18 +127,17 @@ class Channel:
         for listener in self.listeners:
             listener.fail(taken_over(session))
 
-    def settle(self, now: float, *, most: int) -> list[ReceivedMessage]:
+    def settle(self, now: float) -> list[ReceivedMessage]:
         """Take out what may be acked by now.
 
         Args:
             now: Time of the event loop.
-            most: Events that a listener may be behind while others go on.
         """
         waiting = self.waiting()
         settled: list[ReceivedMessage] = []
         kept = []
         for entry in self.unacked:
-            if not self._may_be_acked(entry, waiting, now, most):
+            if not self._may_be_acked(entry, waiting, now):
                 kept.append(entry)
                 continue
             settled.append(entry.message)
@@ -147,7 +146,7 @@ class Channel:
         self.unacked = kept
         return settled
 
-    def _may_be_acked(self, entry: Unacked, waiting: list[PendingResponse], now: float, most: int) -> bool:
+    def _may_be_acked(self, entry: Unacked, waiting: list[PendingResponse], now: float) -> bool:
         here = [mark for mark in entry.marks if not isinstance(mark[0], Listener) or mark[0] in self.listeners]
         for taker, mark in here:
             if taker.has_room or taker.taken >= mark:
@@ -155,7 +154,7 @@ class Channel:
             if isinstance(taker, PendingResponse):
                 return False  # until it is cut off
             if entry.is_taken or waiting:
-                taker.cut_off(f"it was more than {most} events behind")
+                taker.cut_off(f"it was more than {taker.bound} behind")
         deciding = [(taker, mark) for taker, mark in here if isinstance(taker, Listener) and taker.decides]
         if any(taker.waits for taker, _ in deciding):
             return any(taker.taken >= mark for taker, mark in deciding)

@@ -215,9 +215,7 @@ class ReplyChannels:
             BrokerError: The subscription was refused.
         """
         channel = self._enter(session)
-        listener = Listener(
-            session, start, most=self._limits.listener_buffer, on_taken=functools.partial(self._settle, channel)
-        )
+        listener = Listener(session, start, limits=self._limits, on_taken=functools.partial(self._settle, channel))
         try:
             async with channel.opened:
                 await self._join(session, channel, listener)
@@ -314,9 +312,7 @@ class ReplyChannels:
 
     async def _subscribe(self, session: str, channel: Channel, at: Position | None) -> None:
         if channel.listeners:
-            channel.reader = EventReader(
-                midway=at is None or at.start != 0, agents=self._agents, spools=self._exchange.spools
-            )
+            channel.reader = EventReader(agents=self._agents, spools=self._exchange.spools)
         await self._reading.begin(session, channel, at)
 
     async def _join(self, session: str, channel: Channel, listener: Listener) -> None:
@@ -332,7 +328,7 @@ class ReplyChannels:
         if not channel.subscribed or at not in (None, channel.due):
             await self._subscribe(session, channel, None if at is None else Position.offset(at))
         elif channel.reader is None:
-            channel.reader = EventReader(midway=True, agents=self._agents, spools=self._exchange.spools)
+            channel.reader = EventReader(agents=self._agents, spools=self._exchange.spools)
 
     # What comes in
 
@@ -446,7 +442,7 @@ class ReplyChannels:
         if not channel.unacked:
             return
         loop = asyncio.get_running_loop()
-        for message in channel.settle(loop.time(), most=self._limits.listener_buffer):
+        for message in channel.settle(loop.time()):
             self._ack(message)
         if channel.unacked and channel.timer is None and channel.waiting():
             channel.timer = loop.call_later(UNREAD_GRACE, self._settle_later, channel)

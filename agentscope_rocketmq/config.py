@@ -144,7 +144,8 @@ class Limits(BaseModel):
         stream_buffer: Response messages that a caller holds for a slow reader, each call.
         stream_buffer_bytes: Their text, in bytes. One message may be larger; beyond that the broker holds the rest,
             but for one batch of 32 messages.
-        listener_buffer: Events that a listener of a session may be behind while others of the session go on.
+        listener_buffer: Events that a listener of a session may be behind while others of the session go on;
+            `stream_buffer_bytes` bounds it as well.
         contexts: Conversations whose agents a server keeps in memory; the one idle longest is let go first.
     """
 

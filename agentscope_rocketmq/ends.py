@@ -28,6 +28,8 @@ from a2a.types import (
 from a2a.utils.errors import A2AError, InternalError
 from google.protobuf.json_format import MessageToDict
 
+from agentscope_rocketmq.asgi import cancelled
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
@@ -188,6 +190,9 @@ class OneEnd(AgentExecutor):
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
+            if work.done() and not cancelled():
+                # Something that the executor waited for was cancelled, and nobody asked this run to end.
+                raise RuntimeError("the executor ended with a CancelledError of its own") from None
             if work.done():
                 raise
             work.cancel()

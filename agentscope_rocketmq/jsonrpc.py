@@ -146,10 +146,14 @@ class RpcRequest:
     def returns_at_once(self) -> bool:
         """Whether it is answered before the agent has done its work."""
         asked = self.params.get("configuration")
-        return isinstance(asked, dict) and (
-            asked.get("blocking") is False
-            or asked.get("returnImmediately") is True
-            or asked.get("return_immediately") is True
+        return (
+            isinstance(asked, dict)
+            and not self.wants_stream
+            and (
+                asked.get("blocking") is False
+                or asked.get("returnImmediately") is True
+                or asked.get("return_immediately") is True
+            )
         )
 
     @classmethod

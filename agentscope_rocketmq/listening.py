@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from agentscope_rocketmq.config import Limits
     from agentscope_rocketmq.errors import AgentScopeRocketMQError
     from agentscope_rocketmq.replay import SessionEvent, SessionRecord
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
@@ -51,7 +52,7 @@ class Listener:
     Args:
         session: Its LiteTopic.
         start: From where.
-        most: Events it may be behind while others go on.
+        limits: `listener_buffer` and `stream_buffer_bytes` say how far it may be behind while others go on.
         on_taken: Called when it has taken something.
 
     Attributes:
@@ -62,9 +63,10 @@ class Listener:
         cursor: The last event it took.
         doubt: Id of a record after which what was asked for can't come any more; None for none.
         on_found: Called once, when what was asked for is known to be there; None for nobody.
+        bound: How far it may be behind, in words.
     """
 
-    def __init__(self, session: str, start: Start, *, most: int, on_taken: Callable[[], None]) -> None:
+    def __init__(self, session: str, start: Start, *, limits: Limits, on_taken: Callable[[], None]) -> None:
         self.session = session
         self.start = start
         self.given = 0
@@ -73,7 +75,10 @@ class Listener:
         self.cursor: Cursor | None = None
         self.doubt: str | None = None
         self.on_found: Callable[[], None] | None = None
-        self._most = most
+        self.bound = f"{limits.listener_buffer:,} events, or {limits.stream_buffer_bytes:,} bytes,"
+        self._most = limits.listener_buffer
+        self._most_bytes = limits.stream_buffer_bytes
+        self._bytes = 0
         self._on_taken = on_taken
         self._checked = start.after is None and not start.whole
         self._place = (-1, -1) if start.after is None else start.after.place
@@ -92,7 +97,7 @@ class Listener:
     @property
     def has_room(self) -> bool:
         """Whether it may be given more."""
-        return len(self._buffer) <= self._most
+        return len(self._buffer) <= self._most and self._bytes <= self._most_bytes
 
     @property
     def waits(self) -> bool:
@@ -114,7 +119,9 @@ class Listener:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        return self._buffer.popleft()
+        event = self._buffer.popleft()
+        self._bytes -= len(event.raw)
+        return event
 
     def took(self, event: SessionEvent) -> None:
         """That event is taken."""
@@ -137,6 +144,7 @@ class Listener:
                 continue
             self._place = place
             self._buffer.append(event)
+            self._bytes += len(event.raw)
             self.given += 1
         if self._buffer and self.untaken_since is None:
             self.untaken_since = asyncio.get_running_loop().time()
@@ -231,6 +239,7 @@ class Listener:
         if self.waits:
             self._too_slow = why
         self._buffer.clear()
+        self._bytes = 0
         self._changed.set()
 
     def _cut_off(self, why: str) -> ResyncRequired:

@@ -1,8 +1,8 @@
 """Who a caller is: bearer tokens, and the assertion by which a gateway tells an agent's server for whom it asks.
 
 Both are JSON Web Tokens (HS256), signed with keys made from the deployment's secret, one for each purpose: a bearer
-token is never good as an assertion. An assertion is good for one request, at one agent, for a while: whoever reads it
-on the broker can do nothing with it. No I/O.
+token is never good as an assertion. An assertion is good for one request, at one agent, with its answer in one place,
+for a while: whoever reads it on the broker can have that request answered once more there, and nothing else. No I/O.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def make_assertion(
     audience: str,
     request_id: str,
     body: str,
+    reply: str,
     lifetime: float,
 ) -> str:
     """Say to an agent's server for whom a request is made.
@@ -116,6 +117,7 @@ def make_assertion(
         audience: Topic of the agent.
         request_id: Id of the request envelope.
         body: The JSON-RPC request.
+        reply: Where the answer goes: reply topic and LiteTopic.
         lifetime: Seconds for which it is good; a request may wait on the broker for that long.
     """
     claims = {
@@ -123,12 +125,15 @@ def make_assertion(
         "aud": audience,
         "jti": request_id,
         "body": _digest(body),
+        "reply": reply,
         "exp": time.time() + lifetime,
     }
     return jwt.encode(claims, _key(secret, "assertion"), algorithm=_ALGORITHM)
 
 
-def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], request_id: str, body_sha256: str) -> str:
+def read_assertion(
+    assertion: str, *, secret: str, audiences: Iterable[str], request_id: str, body_sha256: str, reply: str
+) -> str:
     """The owner that an assertion names.
 
     Args:
@@ -137,18 +142,19 @@ def read_assertion(assertion: str, *, secret: str, audiences: Iterable[str], req
         audiences: Topics of the agent that reads it.
         request_id: Id of the request envelope that it came in.
         body_sha256: SHA-256 of the JSON-RPC request that it came with, in hexadecimal.
+        reply: Where the answer is to go.
 
     Raises:
-        Unauthenticated: It is forged, expired, or was made for another request or agent.
+        Unauthenticated: It is forged, expired, or was made for another request, agent or place of the answer.
     """
     claims = _subject(
         assertion,
         _key(secret, "assertion"),
         "The owner assertion",
-        required=("sub", "aud", "exp", "jti", "body"),
+        required=("sub", "aud", "exp", "jti", "body", "reply"),
         audience=list(audiences),
     )
-    if claims["jti"] != request_id or claims["body"] != body_sha256:
+    if (claims["jti"], claims["body"], claims["reply"]) != (request_id, body_sha256, reply):
         raise Unauthenticated("The owner assertion was made for another request. Ask again through a gateway.")
     return str(claims["sub"])
 

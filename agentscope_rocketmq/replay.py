@@ -163,7 +163,6 @@ class EventReader:
     """Reads the messages of one session in order of their offsets.
 
     Args:
-        midway: Whether reading begins in the middle: calls are then taken up where they are first seen.
         agents: Request id -> topic of the agent asked, as far as known; looked into, not kept.
         spools: Where events are put together that come in parts; None for some of its own.
 
@@ -172,13 +171,12 @@ class EventReader:
         lost: Why the event of the message that was read last can't be had from its blob store; None where it can.
     """
 
-    def __init__(self, *, midway: bool, agents: Mapping[str, str] | None = None, spools: Spools | None = None) -> None:
+    def __init__(self, *, agents: Mapping[str, str] | None = None, spools: Spools | None = None) -> None:
         self.headless = False
         self.lost: str | None = None
-        self._midway = midway
+        self._begun = False
         self._agents = agents or {}
         self._exchange = Exchange(spools=spools)
-        self._taps = Taps(midway=midway)
         self._calls: OrderedDict[str, Call] = OrderedDict()
 
     def feed(self, body: bytes, *, offset: int, message_id: str, store_time: datetime) -> list[SessionEvent]:
@@ -194,6 +192,10 @@ class EventReader:
             The events that can be given out now, in order: those that it brought, and those that waited for it.
         """
         self.lost = None
+        if not self._begun:
+            # In the middle, where it was told to begin or the rest is not kept, calls are taken up where they are seen.
+            self._begun, self._midway = True, offset > 0
+            self._taps = Taps(midway=offset > 0)
         try:
             envelope = ResponseEnvelope.decode(body)
         except EnvelopeError:

@@ -208,8 +208,11 @@ class Run:
 
     @property
     def is_leased(self) -> bool:
-        """Whether nobody else has been given the request, as far as is known here."""
-        return any(each.leased is None or not each.leased.lost.is_set() for each in self.deliveries)
+        """Whether nobody else has been given the request, as far as is known here.
+
+        By the clock: who stood still is told by the broker only when it renews.
+        """
+        return any(each.leased is None or each.leased.holds for each in self.deliveries)
 
     def is_repeated_by(self, delivery: Delivery) -> bool:
         """Whether a further delivery of its request is of a message that is here, or the first one of a copy.

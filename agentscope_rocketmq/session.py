@@ -56,6 +56,7 @@ LOOKS = 5
 
 # Whatever writes a session's name (its record, cursors, URLs) can hold this much.
 _LONGEST_NAME = 1024
+_OWNED = "s-"
 
 
 def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | None = None) -> str:
@@ -91,9 +92,9 @@ def lite_topic_name(session: str, *, owner: str = "anonymous", secret: str | Non
     if secret is not None:
         # The length keeps (owner, session) pairs apart that would run together to the same text.
         text = f"{len(owner)}:{owner}{session}".encode()
-        return "s-" + _base64url(hmac.new(secret.encode(), text, hashlib.sha256).digest())
+        return _OWNED + _base64url(hmac.new(secret.encode(), text, hashlib.sha256).digest())
     # Names that look like mapped ones are mapped too, so that no session can take another's mapped name.
-    if LITE_TOPIC_NAME.fullmatch(session) and not session.startswith(("h-", "s-")):
+    if LITE_TOPIC_NAME.fullmatch(session) and not session.startswith(("h-", _OWNED)):
         return session
     return "h-" + _base64url(hashlib.sha256(session.encode()).digest())
 
@@ -143,6 +144,8 @@ class Session:
         self._cursor: Cursor | None = None
         self._allowed = owner is None
         self._recorded = name is None
+        # Made from its owner's name with a secret: it can't be another's, whatever is kept of it.
+        self._is_owners = lite_topic.startswith(_OWNED)
 
     def __repr__(self) -> str:
         return f"Session({self.lite_topic!r})"
@@ -239,6 +242,9 @@ class Session:
         """
         await self._carrier.start()
         await self._check_owner()
+        if self._is_owners and not self._allowed:
+            # Its record may be gone with the oldest messages.
+            self._allowed = await self._look(lambda look: oldest_of(look, seconds=NOTHING)) is not None
         return self._allowed
 
     def trust(self) -> None:
@@ -344,7 +350,7 @@ class Session:
         )
 
     async def _check_owner(self) -> None:
-        if self._allowed:
+        if self._allowed or self._is_owners:
             return
         owner = await self._look(lambda look: owner_of(look, seconds=NOTHING))
         if owner not in (None, self.owner):

@@ -140,7 +140,7 @@ async def place_of_tail(look: Look, count: int, end: ReceivedMessage) -> Cursor 
     span = count + 1
     while True:
         start = max(0, end.offset - span)
-        reader = EventReader(midway=start > 0)
+        reader = EventReader()
         found: deque[Cursor] = deque(maxlen=count + 1)
         await look.seek(Position.offset(start))
         while (message := await look.next()).offset < end.offset:

@@ -133,6 +133,15 @@ class Breaks(Executor):
         raise ConnectionError("the password is hunter2")
 
 
+class IsCutOff(Executor):
+    """What it waits for is cancelled, by nobody that wants it to end."""
+
+    async def work(self, updater):
+        waited_for = asyncio.create_task(self.open.wait())
+        asyncio.get_running_loop().call_soon(waited_for.cancel)
+        await waited_for
+
+
 class BreaksAtOnce(Executor):
     """Fails before it has said anything."""
 
@@ -209,7 +218,11 @@ async def test_a_cancel_ends_the_task_whatever_the_executor_makes_of_it(config, 
         executor.open.set()
 
 
-@pytest.mark.parametrize(("kind", "state"), [(GoesOn, COMPLETED), (SaysNothing, FAILED), (Breaks, FAILED)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(GoesOn, COMPLETED), (SaysNothing, FAILED), (Breaks, FAILED), (IsCutOff, FAILED)],
+    ids=str,
+)
 async def test_nothing_passes_after_the_end_and_none_is_left_without_one(config, topic, rocketmq, caplog, kind, state):
     executor = kind()
     async with server_for(executor, config, topic):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import signal
 import uuid
 from contextlib import AsyncExitStack
 
@@ -322,6 +323,56 @@ def _address(rocketmq, client):
     return Address.parse(rocketmq.choice(client).url)
 
 
+async def test_a_worker_that_wakes_up_does_not_take_back_a_task_that_another_one_has_completed(config, topic, counter):
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    async with Keeper(config, card_cache=None) as rocketmq:
+        client = await rocketmq.client(card_for(config, topic))
+        asking = await rocketmq.client(card_for(config, topic))
+        with process("work", config, topic, str(counter.ledger.path)) as first:
+            async with Follower(client, "paused 100") as follower:
+                await follower.more(3)
+                first.send_signal(signal.SIGSTOP)
+                async with server_for(counter, config, topic) as server:
+                    await follower.whole(limit=2 * LIMIT)
+                    [task] = follower.tasks
+                    first.send_signal(signal.SIGCONT)
+                    # It goes on, and comes to the end that nobody hears.
+                    async with asyncio.timeout(LIMIT):
+                        while counter.ledger.count("end", "paused") < 2:
+                            found = await asking.get_task(GetTaskRequest(id=task))
+                            assert found.status.state == TaskState.TASK_STATE_COMPLETED
+                    assert server.bridges[0]._task_channels.keeps(task)
+
+
+async def test_a_message_to_a_task_that_comes_back_to_its_run_is_in_it(engine, config, topic, connection):
+    """Its worker was cut off for longer than the lease, and who had it meanwhile gave it back."""
+    config = config.model_copy(update={"timeouts": Timeouts(lease=10)})
+    executor = Commanded()
+    async with Keeper(config, card_cache=None) as rocketmq, Wire(engine.endpoint) as wire:
+        behind = config.model_copy(update={"endpoint": wire.endpoint})
+        async with server_for(executor, behind, topic) as server:
+            client = await rocketmq.client(card_for(config, topic), session="cut")
+            [task] = [event.task.id async for event in client.send_message(request("ask")) if event.HasField("task")]
+            answering = asyncio.create_task(reply(client, "wait gate", task_id=task))
+            await until(lambda: "gate" in executor.gates)
+            wire.blackhole()
+            group = f"{topic}ConsumerGroup"
+            async with (
+                GroupConsumer(connection, topic, group, concurrency=1, lease=10) as other,
+                asyncio.timeout(LIMIT),
+            ):
+                leased = await anext(aiter(other.messages()))
+                assert leased.message.attempt > 1
+                await other.stop()
+                await other.release(leased)
+            wire.pass_on()
+            counters = server.bridges[0].counters
+            await until(lambda: counters.repeated == 1)
+            executor.open("gate")
+            assert await answering == "waited"
+            assert [context.get_user_input() for context in executor.requests] == ["ask", "wait gate"]
+
+
 class _Twice:
     """A producer each of whose sends is repeated, as one whose answer was lost is."""
 
@@ -388,7 +439,7 @@ async def test_a_message_to_a_task_waits_for_an_instance_that_is_silent_for_less
     first, second = Commanded(), Commanded()
     async with Wire(engine.endpoint) as wire, AsyncExitStack() as stack:
         behind = with_limits(config.model_copy(update={"endpoint": wire.endpoint}), concurrency=1)
-        await stack.enter_async_context(server_for(first, behind, topic, card=card_for(config, topic)))
+        await stack.enter_async_context(server_for(first, behind, topic))
         client = await rocketmq.client(card_for(config, topic), session="asked")
         tasks = [event.task.id async for event in client.send_message(request("ask")) if event.HasField("task")]
         # A full one takes nothing from the topic.

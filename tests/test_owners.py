@@ -34,16 +34,25 @@ OWNERS = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size
 
 
 def assertion(owner="alice", *, secret=SECRET, audience="Weather", request_id="r1", body="{}", lifetime=60.0):
-    return make_assertion(owner, secret=secret, audience=audience, request_id=request_id, body=body, lifetime=lifetime)
+    return make_assertion(
+        owner,
+        secret=secret,
+        audience=audience,
+        request_id=request_id,
+        body=body,
+        reply="Reply s",
+        lifetime=lifetime,
+    )
 
 
-def read(text, *, secret=SECRET, audiences=("Weather",), request_id="r1", body="{}"):
+def read(text, *, secret=SECRET, audiences=("Weather",), request_id="r1", body="{}", reply="Reply s"):
     return read_assertion(
         text,
         secret=secret,
         audiences=audiences,
         request_id=request_id,
         body_sha256=hashlib.sha256(body.encode()).hexdigest(),
+        reply=reply,
     )
 
 
@@ -94,7 +103,13 @@ async def test_no_changed_token_names_another_owner(position, letter):
 
 
 def test_an_assertion_is_good_for_its_request_its_agent_and_its_time_only():
-    for options in ({"request_id": "r2"}, {"body": "{ }"}, {"audiences": ("Travel",)}, {"secret": "another"}):
+    for options in (
+        {"request_id": "r2"},
+        {"body": "{ }"},
+        {"audiences": ("Travel",)},
+        {"reply": "Reply another"},
+        {"secret": "another"},
+    ):
         with pytest.raises(Unauthenticated):
             read(assertion(), **options)
     with pytest.raises(Unauthenticated, match="expired"):
@@ -122,7 +137,11 @@ async def guarded(headers, *, body='{"id": 7}', secret=SECRET):
         answers.append(message)
 
     guard = OwnerGuard(app, secret=secret, audiences=["Weather"])
-    scope = {"type": "http", "headers": headers, "rocketmq": {"request_id": "r1"}}
+    scope = {
+        "type": "http",
+        "headers": headers,
+        "rocketmq": {"request_id": "r1", "reply_topic": "Reply", "lite_topic": "s"},
+    }
     await guard(scope, receive, send)
     return seen, answers
 

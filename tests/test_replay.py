@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentscope_rocketmq import Cursor
+from agentscope_rocketmq import Cursor, Limits
 from agentscope_rocketmq.cursor import CURSOR_EXTENSION, with_cursor
 from agentscope_rocketmq.envelope import ResponseEnvelope
 from agentscope_rocketmq.errors import ReplayGapError, WrongOwner
@@ -62,7 +62,7 @@ def feed(reader: EventReader, message: Stored) -> list[SessionEvent]:
 
 
 def read(messages: list[Stored], *, start: int = 0) -> list[SessionEvent]:
-    reader = EventReader(midway=start > 0)
+    reader = EventReader()
     return [event for message in messages[start:] for event in feed(reader, message)]
 
 
@@ -83,8 +83,8 @@ async def test_going_on_behind_any_event_gives_the_rest_also_at_the_seam_of_two_
     everything = read(RERUN)
     assert sum(RESTART_EXTENSION in event.raw for event in everything) == 1
     cursor = everything[min(after, len(everything) - 1)].cursor
-    listener = Listener("s", Start(offset=cursor.offset, after=cursor), most=100, on_taken=lambda: None)
-    reader = EventReader(midway=False)
+    listener = Listener("s", Start(offset=cursor.offset, after=cursor), limits=Limits(), on_taken=lambda: None)
+    reader = EventReader()
     for message in RERUN:
         listener.hear(message, feed(reader, message))  # type: ignore[arg-type]
     heard: list[SessionEvent] = []
@@ -169,8 +169,8 @@ def test_an_error_is_an_events_payload():
     ids=["its start", "a cursor that is no longer kept", "a cursor of another message"],
 )
 async def test_what_is_no_longer_kept_is_a_gap_and_nothing_is_given_out(start):
-    listener = Listener("s", start, most=100, on_taken=lambda: None)
-    reader = EventReader(midway=True)
+    listener = Listener("s", start, limits=Limits(), on_taken=lambda: None)
+    reader = EventReader()
     message = Stored(5, said("r", 7, [chunk_event("x")]))
     listener.hear(message, feed(reader, message))  # type: ignore[arg-type]
     assert listener.given == 0
@@ -178,13 +178,28 @@ async def test_what_is_no_longer_kept_is_a_gap_and_nothing_is_given_out(start):
         await listener.next()
 
 
+async def test_a_listener_is_behind_by_events_or_by_bytes_and_no_further():
+    listener = Listener(
+        "s", Start(), limits=Limits(listener_buffer=100, stream_buffer_bytes=2**20), on_taken=lambda: None
+    )
+    reader = EventReader()
+    for number in range(3):
+        assert listener.has_room
+        message = Stored(number, said("r", number, [chunk_event("x" * 400_000)]))
+        listener.hear(message, feed(reader, message))  # type: ignore[arg-type]
+    assert not listener.has_room
+    await listener.next()
+    assert listener.has_room
+    assert "1,048,576 bytes" in listener.bound
+
+
 async def test_the_first_record_says_whose_a_session_is_and_later_ones_change_nothing():
     records = [
         SessionRecord(id=str(number), name="s", owner=owner, time=1.0) for number, owner in enumerate(("ann", "bob"))
     ]
     mark = SessionRecord(id="m", name="s", owner="eve", time=1.0, mark=True)
-    anns = Listener("s", Start(owner="ann"), most=100, on_taken=lambda: None)
-    bobs = Listener("s", Start(owner="bob"), most=100, on_taken=lambda: None)
+    anns = Listener("s", Start(owner="ann"), limits=Limits(), on_taken=lambda: None)
+    bobs = Listener("s", Start(owner="bob"), limits=Limits(), on_taken=lambda: None)
     for record in (mark, *records):
         anns.read_record(record)
         bobs.read_record(record)

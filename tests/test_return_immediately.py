@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 
 import pytest
-from a2a.types import GetTaskRequest, SendMessageConfiguration, TaskState
+from a2a.server.agent_execution import AgentExecutor
+from a2a.server.tasks import TaskUpdater
+from a2a.types import GetTaskRequest, SendMessageConfiguration, Task, TaskState, TaskStatus
 
-from agentscope_rocketmq import Timeouts, call_context
+from agentscope_rocketmq import A2AServer, Timeouts, call_context
 from tests.faults import Counter, Ledger, process
 from tests.services import Keeper, card_for, request, server_for
 from tests.waiting import LIMIT, until
@@ -119,3 +122,69 @@ async def test_a_server_that_stops_lets_it_end(config, topic, rocketmq, counter)
         assert counters.answered == 0
     assert counters.answered == 1
     assert counter.ledger.count("end", "drained") == 1
+
+
+class Authenticated(AgentExecutor):
+    """Has to be let in before it works, and goes on by itself when it is: a unary send is answered meanwhile."""
+
+    def __init__(self):
+        self.begun = []
+        self.let_in = asyncio.Event()
+
+    async def execute(self, context, event_queue):
+        self.begun.append(context.get_user_input())
+        status = TaskStatus(state=SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        updater = TaskUpdater(event_queue, context.task_id, context.context_id)
+        await updater.requires_auth()
+        await self.let_in.wait()
+        await updater.complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+async def test_an_executor_that_waits_to_be_let_in_keeps_its_place(config, topic, rocketmq):
+    executor = Authenticated()
+    limits = config.limits.model_copy(update={"concurrency": 1})
+    client = await client_of(rocketmq, config, topic)
+    async with server_for(executor, config.model_copy(update={"limits": limits}), topic) as server:
+        [answer] = [event async for event in client.send_message(request("first"))]
+        assert answer.task.status.state == TaskState.TASK_STATE_AUTH_REQUIRED
+        second = asyncio.create_task(anext(client.send_message(request("second"))))
+        counters = server.bridges[0].counters
+        for answered in range(1, 6):
+            assert (await client.get_task(GetTaskRequest(id=answer.task.id))).id == answer.task.id
+            await until(lambda answered=answered: counters.answered == answered)
+        assert executor.begun == ["first"]
+        executor.let_in.set()
+        await second
+        assert executor.begun == ["first", "second"]
+
+
+async def answers_and_waits_for_the_disconnect(scope, receive, send):
+    """An ASGI app that ends when it hears that its client has all, as the specification has it."""
+    if scope["type"] != "http":
+        return
+    body = b""
+    while (event := await receive())["more_body"]:
+        body += event["body"]
+    rpc_id = json.loads(body + event["body"])["id"]
+    result = {"message": {"messageId": "m", "role": "ROLE_AGENT", "parts": [{"text": "hello"}]}}
+    answer = json.dumps({"jsonrpc": "2.0", "id": rpc_id, "result": result}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": answer})
+    assert (await receive())["type"] == "http.disconnect"
+
+
+async def test_an_app_hears_of_a_disconnect_when_its_response_is_complete(config, topic, rocketmq):
+    small = config.model_copy(update={"limits": config.limits.model_copy(update={"concurrency": 1})})
+    client = await client_of(rocketmq, config, topic)
+    async with (
+        A2AServer.from_app(answers_and_waits_for_the_disconnect, card=card_for(config, topic), config=small) as server,
+        asyncio.timeout(LIMIT),
+    ):
+        for _ in range(3):
+            [answer] = [event async for event in client.send_message(request("hello"))]
+            assert answer.message.parts[0].text == "hello"
+        await until(lambda: server.bridges[0].counters.answered == 3)

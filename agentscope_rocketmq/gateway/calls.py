@@ -193,15 +193,6 @@ class Calls:
             times=CallTimes(ack=timeouts.ack, idle=timeouts.idle, total=timeouts.total),
         )
         headers = {**headers, **self._carrier.abilities, **times.headers()}
-        if owner != ANONYMOUS and self._secret is not None:
-            headers[OWNER_HEADER] = make_assertion(
-                owner,
-                secret=self._secret,
-                audience=agent.address.topic,
-                request_id=request_id,
-                body=body,
-                lifetime=timeouts.total or _LONGEST_WAIT,
-            )
         async with contextlib.AsyncExitStack() as stack:
             if conversation is not None:
                 await stack.enter_async_context(self._conversations.calling(conversation))
@@ -213,6 +204,16 @@ class Calls:
             else:
                 session = await self._shared_session()
             replies = self._carrier.replies
+            if owner != ANONYMOUS and self._secret is not None:
+                headers[OWNER_HEADER] = make_assertion(
+                    owner,
+                    secret=self._secret,
+                    audience=agent.address.topic,
+                    request_id=request_id,
+                    body=body,
+                    reply=f"{replies.topic} {session.lite_topic}",
+                    lifetime=timeouts.total or _LONGEST_WAIT,
+                )
             envelope = RequestEnvelope(
                 request_id=request_id,
                 body=text,

@@ -140,7 +140,7 @@ async def answer(app: A2AApp, data: bytes, **changes: Any) -> list[dict[str, Any
     response = Response(encoder, limit=2**22)
     message = cast("Any", SimpleNamespace(topic="Worker", message_id="message"))
     scope = http_scope(request, message, path="/", attempt=0)
-    await app(scope, Receive(request.body.encode(), response.over), response.send)
+    await app(scope, Receive(request.body.encode(), response.complete), response.send)
     encoder.finish()
     messages = []
     while not encoder.finished:
@@ -352,7 +352,7 @@ def test_nothing_that_was_captured_is_left_out():
 
 def events_of(messages: list[bytes]) -> list[SessionEvent]:
     """What a session holds when these came into it."""
-    reader, heard = EventReader(midway=False), []
+    reader, heard = EventReader(), []
     time = datetime(2026, 1, 1, tzinfo=UTC)
     for offset, message in enumerate(messages):
         heard += reader.feed(message, offset=offset, message_id=f"m{offset}", store_time=time)
