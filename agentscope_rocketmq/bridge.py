@@ -35,7 +35,6 @@ from agentscope_rocketmq.routes import (
     same_server,
 )
 from agentscope_rocketmq.runs import Answered, BridgeCounters, Delivery, Run
-from agentscope_rocketmq.slots import Slots
 from agentscope_rocketmq.spool import Spools
 from agentscope_rocketmq.suspects import Suspects
 from agentscope_rocketmq.taskchannels import TaskChannels
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from agentscope_rocketmq.rocketmq.consumer import GroupConsumer, LeasedMessage
     from agentscope_rocketmq.rocketmq.message import ReceivedMessage
     from agentscope_rocketmq.rocketmq.producer import Producer
+    from agentscope_rocketmq.slots import Slots
 
 __all__ = ["Bridge"]
 
@@ -73,7 +73,8 @@ class Bridge:
         instance: Its LiteTopic.
         reply_topics: LITE topics that responses may go to.
         timeouts: `lease`, `send`, `parts` and `drain` count here.
-        limits: `concurrency`, `caller_share`, `response_buffer_bytes` and those of large bodies count here.
+        limits: `attempts`, `response_buffer_bytes` and those of large bodies count here.
+        slots: The places of the server, which all its bridges share.
         path: Path of the app's JSON-RPC endpoint.
         fails_tasks: Whether the app ends a request whose scope says `given_up` with a failed task.
         blobs: Where large bodies may be, for callers that share it; None for nowhere.
@@ -93,6 +94,7 @@ class Bridge:
         reply_topics: frozenset[str],
         timeouts: Timeouts,
         limits: Limits,
+        slots: Slots,
         instance_consumer: LiteConsumer,
         instance: str,
         path: str = "/",
@@ -137,7 +139,7 @@ class Bridge:
         self._fails_tasks = fails_tasks
         self._timeouts = timeouts
         self._limits = limits
-        self._slots = Slots(limits.concurrency, caller_share=limits.caller_share)
+        self._slots = slots
         self._suspects = Suspects(timeouts.lease)
         self._watched: set[asyncio.Task[None]] = set()
         self._running: dict[tuple[str, str], Run] = {}

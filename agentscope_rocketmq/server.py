@@ -35,6 +35,7 @@ from agentscope_rocketmq.rocketmq.lifecycle import Closing, Home
 from agentscope_rocketmq.rocketmq.lite import LiteConsumer
 from agentscope_rocketmq.rocketmq.producer import Producer
 from agentscope_rocketmq.rocketmq.rate import RateLimit
+from agentscope_rocketmq.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -310,8 +311,11 @@ class A2AServer:
             await stack.enter_async_context(
                 serve_http(self._with_card(self._app), listening, self._config.timeouts.drain)
             )
+            limits = config.limits
+            slots = Slots(limits.concurrency, caller_share=limits.caller_share)
+            rate = _rate(limits.requests_per_second)
             for address in rocketmq_addresses(self._card):
-                self._bridges.append(await self._start_bridge(stack, address, path))
+                self._bridges.append(await self._start_bridge(stack, address, path, slots, rate))
             self._resources = stack.pop_all()
 
     async def aclose(self) -> None:
@@ -356,7 +360,9 @@ class A2AServer:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _start_bridge(self, stack: contextlib.AsyncExitStack, address: Address, path: str) -> Bridge:
+    async def _start_bridge(
+        self, stack: contextlib.AsyncExitStack, address: Address, path: str, slots: Slots, rate: RateLimit | None
+    ) -> Bridge:
         config = self._config
         connection = await stack.enter_async_context(
             Connection.from_config(
@@ -378,12 +384,13 @@ class A2AServer:
         )
         bridge = Bridge(
             guard,
-            consumers=self._consumers(connection, address),
+            consumers=self._consumers(connection, address, rate),
             caller_of=guard.caller,
             producer=producer,
             reply_topics=config.reply_topics,
             timeouts=config.timeouts,
             limits=config.limits,
+            slots=slots,
             instance_consumer=LiteConsumer(connection, config.state_topic, config.state_group, connect_timeout=connect),
             instance=instance,
             path=path,
@@ -392,10 +399,8 @@ class A2AServer:
         )
         return await stack.enter_async_context(bridge)
 
-    def _consumers(self, connection: Connection, address: Address) -> dict[Tier, GroupConsumer]:
+    def _consumers(self, connection: Connection, address: Address, rate: RateLimit | None) -> dict[Tier, GroupConsumer]:
         limits, timeouts = self._config.limits, self._config.timeouts
-        per_second = limits.requests_per_second
-        rate = RateLimit(per_second, clock=asyncio.get_running_loop().time) if per_second is not None else None
         topics = {Tier.NORMAL: address.topic}
         if address == rocketmq_addresses(self._card)[0]:
             topics |= priority_topics(self._card)
@@ -434,6 +439,10 @@ class A2AServer:
             await app(scope, receive, send)
 
         return serve
+
+
+def _rate(per_second: float | None) -> RateLimit | None:
+    return None if per_second is None else RateLimit(per_second, clock=asyncio.get_running_loop().time)
 
 
 def _load(card: CardSource) -> AgentCard:

@@ -12,7 +12,7 @@ from a2a.types import Part, SubscribeToTaskRequest, Task, TaskState, TaskStatus
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentscope_rocketmq import Timeouts, call_context
+from agentscope_rocketmq import Timeouts, call_context, server
 from agentscope_rocketmq.card import parse_card, priority_topics
 from agentscope_rocketmq.errors import CardError, IllegalRequest
 from agentscope_rocketmq.priority import PRIORITY_EXTENSION, PRIORITY_HEADER, Tier, tier_of
@@ -347,6 +347,56 @@ async def test_an_agent_without_tiers_treats_all_alike_and_says_so(config, topic
             await rocketmq.client(card_for(config, topic), priority="urgent")
         with pytest.raises(Exception, match="'urgent' is no priority"):
             await _reply_with(client, "x", call_context(priority="urgent"))
+
+
+# One server, whatever its card lists
+
+
+def with_topics(config, *topics):
+    interfaces = [card_for(config, topic)["supportedInterfaces"][0] for topic in topics]
+    return card_for(config, topics[0], supportedInterfaces=interfaces)
+
+
+async def test_topics_of_one_server_share_its_places(config, topic, make_topic):
+    other = (await make_topic("NORMAL")).topic
+    worker = Worker()
+    worker.gate.clear()
+    limited = with_limits(config, concurrency=2)
+    async with (
+        server_for(worker, limited, topic, card=with_topics(config, topic, other)) as server,
+        Keeper(config, card_cache=None) as rocketmq,
+    ):
+        clients = [await rocketmq.client(card_for(config, name)) for name in (topic, other)]
+        calls = [asyncio.create_task(reply(client, f"work {number}")) for client in clients for number in range(3)]
+        # Each topic brings as many as there are places: more have arrived than may begin.
+        await until(lambda: [len(bridge._running) for bridge in server.bridges] == [2, 2])
+        await until(lambda: worker.at_once["all"] >= 2)
+        worker.gate.set()
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*calls)
+    assert worker.most["all"] == 2
+    assert len(worker.done) == 6
+
+
+async def test_topics_of_one_server_share_its_rate(config, topic, make_topic, monkeypatch):
+    other = (await make_topic("NORMAL")).topic
+    seen = []
+
+    class Noting(RateLimit):
+        def charge(self, arrived):
+            seen.append((self, arrived))
+            super().charge(arrived)
+
+    monkeypatch.setattr(server, "RateLimit", Noting)
+    limited = with_limits(config, requests_per_second=100.0)
+    async with (
+        server_for(Worker(), limited, topic, card=with_topics(config, topic, other)),
+        Keeper(config, card_cache=None) as rocketmq,
+    ):
+        for name in (topic, other):
+            assert await reply(await rocketmq.client(card_for(config, name)), "hello") == "hello"
+    assert sum(arrived for _, arrived in seen) == 2
+    assert len({id(rate) for rate, _ in seen}) == 1
 
 
 # Nobody in the way of others
