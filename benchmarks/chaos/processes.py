@@ -48,7 +48,7 @@ class Book:
 
 
 class Counting(AgentExecutor):
-    """Answers `NAME COUNT SECONDS` with chunks `NAME:0`, `NAME:1`, … over that time; a failing one fails half way."""
+    """Answers `NAME COUNT SECONDS` with chunks `NAME:0`, `NAME:1`, … over that time."""
 
     def __init__(self, name: str, book: Book) -> None:
         self._name = name
