@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.application import Application
 from agentscope_rocketmq.asgi import Response, cancelled, request_name, with_rpc_id
@@ -147,6 +147,8 @@ class Bridge:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._stops: list[asyncio.Task[None]] = []
+        self._cut: list[Offer] = []  # begun for other instances, which have the leases, and cut off by the drain
 
     @property
     def topic(self) -> str:
@@ -178,10 +180,13 @@ class Bridge:
         self._start_loop(self._instance_loop(), "instance")
         self._start_loop(self._task_channels.run(), "task-channels")
 
-    async def aclose(self) -> None:
-        """Take no more requests, let those at work end within `Timeouts.drain`, give back the rest. Idempotent."""
+    async def drain(self) -> None:
+        """Take no more requests, let those at work end within `Timeouts.drain`, cut off the rest. Idempotent.
+
+        Nobody else gets what was cut off before `aclose`: the app may have to be closed for its agents to end.
+        """
         self._stopping = True
-        stopping = [
+        self._stops += [
             asyncio.create_task(consumer.stop(), name=f"bridge[{consumer.topic}].stop")
             for consumer in self._consumers.values()
         ]
@@ -194,17 +199,16 @@ class Bridge:
         for task in (*self._tasks, *self._loops):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loops, return_exceptions=True)
-        await asyncio.gather(*stopping, return_exceptions=True)
+
+    async def aclose(self) -> None:
+        """Drain, and give back what was cut off. Idempotent."""
+        await self.drain()
+        await self._say_last(*(self._handover.report_end(offer, complete=False) for offer in self._cut))
+        self._cut.clear()
+        await asyncio.gather(*self._stops, return_exceptions=True)
         # What was not finished is given back, and another worker of the group goes on with it.
         await asyncio.gather(*(each.aclose() for each in self._consumers.values()), return_exceptions=True)
         await self._instance_consumer.aclose()
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     def _start_loop(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(loop, name=f"bridge[{self.topic}].{name}")
@@ -416,11 +420,11 @@ class Bridge:
                     self._answered.settle(key)
                 if complete and any(settled) and delivery.given_up is None:  # a dead letter may be sent again
                     await self._bodies.forget(envelope)
+            # What was at work is given back when its agent has ended.
+            elif run.begun:
+                self._cut += [each.offer for each in run.deliveries if each.offer]
             else:
-                # Leases of what was at work are given back when that has ended; other instances are told now.
-                await self._say_last(
-                    *(self._settle(each, complete=False) for each in run.deliveries if each.offer or not run.begun)
-                )
+                await self._say_last(*(self._settle(each, complete=False) for each in run.deliveries))
 
     def _join(self, run: Run, delivery: Delivery) -> None:
         run.deliveries.append(delivery)

@@ -41,7 +41,10 @@ class _HTTPServer(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serve_http(app: Any, listening: socket.socket, drain: float) -> Any:
-    """Serve an ASGI app on a listening socket; at the end, what is under way gets `drain` seconds."""
+    """Serve an ASGI app on a listening socket; at the end, what is under way gets `drain` seconds.
+
+    Gives a function that brings the end about, and waits for it, before the context ends.
+    """
     server = _HTTPServer(
         uvicorn.Config(
             app,
@@ -53,6 +56,11 @@ async def serve_http(app: Any, listening: socket.socket, drain: float) -> Any:
         )
     )
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="a2a-server.http")
+
+    async def stop() -> None:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+
     try:
         async with asyncio.timeout(_HTTP_START_SECONDS):
             while not server.started:
@@ -60,10 +68,9 @@ async def serve_http(app: Any, listening: socket.socket, drain: float) -> Any:
                     await serving
                     raise ConfigurationError("The HTTP server ended while starting: see its log.")
                 await asyncio.sleep(0.01)
-        yield
+        yield stop
     finally:
-        server.should_exit = True
-        await asyncio.gather(serving, return_exceptions=True)
+        await stop()
 
 
 def listen(host: str, port: int) -> socket.socket:

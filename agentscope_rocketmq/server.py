@@ -305,17 +305,25 @@ class A2AServer:
             )
             path = urlsplit(jsonrpc_url(self._card) or "").path or "/"
             self._app = self._make_app(self._card, path)
-            if hasattr(self._app, "aclose"):
-                stack.push_async_callback(self._app.aclose)
-            # HTTP first: who reads the card finds everything it lists served a moment later, on a durable topic.
-            await stack.enter_async_context(
-                serve_http(self._with_card(self._app), listening, self._config.timeouts.drain)
-            )
             limits = config.limits
             slots = Slots(limits.concurrency, caller_share=limits.caller_share)
             rate = _rate(limits.requests_per_second)
-            for address in rocketmq_addresses(self._card):
-                self._bridges.append(await self._start_bridge(stack, address, path, slots, rate))
+            bridges = [
+                await self._make_bridge(stack, number, address, path, slots, rate)
+                for number, address in enumerate(rocketmq_addresses(self._card))
+            ]
+            # What a stop cuts off is given back when its agents have ended, or two servers would work on it at once.
+            stack.push_async_callback(self._each_bridge, Bridge.aclose)
+            if hasattr(self._app, "aclose"):
+                stack.push_async_callback(self._app.aclose)
+            # HTTP first: who reads the card finds everything it lists served a moment later, on a durable topic.
+            stop_http = await stack.enter_async_context(
+                serve_http(self._with_card(self._app), listening, config.timeouts.drain)
+            )
+            stack.push_async_callback(self._drain, stop_http)
+            for bridge in bridges:
+                await bridge.start()
+                self._bridges.append(bridge)
             self._resources = stack.pop_all()
 
     async def aclose(self) -> None:
@@ -345,6 +353,14 @@ class A2AServer:
                 stacklevel=2,
             )
 
+    async def _each_bridge(self, do: Callable[[Bridge], Awaitable[None]]) -> None:
+        for failed in await asyncio.gather(*(do(bridge) for bridge in self._bridges), return_exceptions=True):
+            if isinstance(failed, BaseException):
+                raise failed
+
+    async def _drain(self, stop_http: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.gather(stop_http(), self._each_bridge(Bridge.drain))
+
     def _keep(self, task: str) -> None:
         for bridge in self._bridges:
             bridge.keep(task)
@@ -360,8 +376,14 @@ class A2AServer:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _start_bridge(
-        self, stack: contextlib.AsyncExitStack, address: Address, path: str, slots: Slots, rate: RateLimit | None
+    async def _make_bridge(
+        self,
+        stack: contextlib.AsyncExitStack,
+        number: int,
+        address: Address,
+        path: str,
+        slots: Slots,
+        rate: RateLimit | None,
     ) -> Bridge:
         config = self._config
         connection = await stack.enter_async_context(
@@ -373,7 +395,6 @@ class A2AServer:
         )
         connect = config.timeouts.connect
         # Two of one server may be on one cluster: each has a LiteTopic of its own.
-        number = len(self._bridges)
         instance = f"{self._instance}-{number}" if number else self._instance
         producer = await stack.enter_async_context(Producer(connection, connect_timeout=connect))
         secret = config.a2a_secret
@@ -382,7 +403,7 @@ class A2AServer:
             secret=None if secret is None else secret.get_secret_value(),
             audiences=[served.topic for served in rocketmq_addresses(self._card)],
         )
-        bridge = Bridge(
+        return Bridge(
             guard,
             consumers=self._consumers(connection, address, rate),
             caller_of=guard.caller,
@@ -397,7 +418,6 @@ class A2AServer:
             fails_tasks=self._fails_tasks,
             blobs=config.blobs,
         )
-        return await stack.enter_async_context(bridge)
 
     def _consumers(self, connection: Connection, address: Address, rate: RateLimit | None) -> dict[Tier, GroupConsumer]:
         limits, timeouts = self._config.limits, self._config.timeouts

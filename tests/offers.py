@@ -7,8 +7,9 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.routes import (
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from agentscope_rocketmq.config import RocketMQConfig
-    from agentscope_rocketmq.envelope import RequestEnvelope
     from agentscope_rocketmq.rocketmq.connection import Connection
     from agentscope_rocketmq.rocketmq.producer import Producer
 
@@ -75,3 +75,16 @@ async def offering_to(
     async with LiteConsumer(connection, config.state_topic, config.state_group) as consumer:
         await consumer.subscribe([me], at=Position.last())
         yield Offerer(me, instance, config.state_topic, consumer, producer)
+
+
+def asked(config: RocketMQConfig, topic: str, text: str, headers: dict[str, str], **fields: Any) -> RequestEnvelope:
+    """A request as a caller sends it."""
+    message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": text}], **fields}
+    return RequestEnvelope(
+        request_id=uuid.uuid4().hex,
+        body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
+        headers={BATCH_HEADER: "1", **headers},
+        dest_topic=topic,
+        reply_topic=config.reply_topic,
+        lite_topic="caller",
+    )

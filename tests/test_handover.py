@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import signal
 import uuid
 from contextlib import AsyncExitStack
@@ -13,7 +12,7 @@ import pytest
 from a2a.types import CancelTaskRequest, GetTaskRequest, SubscribeToTaskRequest, TaskState
 
 from agentscope_rocketmq import Timeouts
-from agentscope_rocketmq.envelope import BATCH_HEADER, RequestEnvelope, ResponseEnvelope
+from agentscope_rocketmq.envelope import RequestEnvelope, ResponseEnvelope
 from agentscope_rocketmq.handover import TAKEN_WITHIN
 from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
@@ -23,7 +22,7 @@ from agentscope_rocketmq.routes import (
 from tests.agents import Gate, make_blocked_agent, scripted, user_texts
 from tests.commanded import Commanded
 from tests.faults import Counter, Follower, Ledger, Wire, process
-from tests.offers import offering_to
+from tests.offers import asked, offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
@@ -456,16 +455,3 @@ async def test_a_message_to_a_task_waits_for_an_instance_that_is_silent_for_less
         assert "said yes" in await answering
         assert [context.get_user_input() for context in first.requests] == ["ask", "wait busy", "yes"]
         assert second.requests == []
-
-
-def asked(config, topic, text, headers, **fields):
-    """A request as a caller sends it."""
-    message = {"messageId": uuid.uuid4().hex, "role": "ROLE_USER", "parts": [{"text": text}], **fields}
-    return RequestEnvelope(
-        request_id=uuid.uuid4().hex,
-        body=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "SendMessage", "params": {"message": message}}),
-        headers={BATCH_HEADER: "1", **headers},
-        dest_topic=topic,
-        reply_topic=config.reply_topic,
-        lite_topic="caller",
-    )
