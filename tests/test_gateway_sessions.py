@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from agentscope_rocketmq import RocketMQ
 from agentscope_rocketmq.gateway.cursors import Cursors, Place
+from agentscope_rocketmq.gateway.replays import Replays
 from tests.faults import Counter, Ledger
 from tests.gateways import (
     VERSIONS,
@@ -31,6 +32,7 @@ from tests.gateways import (
 from tests.services import card_for, server_for
 from tests.waiting import LIMIT, take, until
 
+STATUS = {"1.0": "statusUpdate", "0.3": "status-update"}
 both_versions = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -361,6 +363,47 @@ async def test_a_task_whose_events_are_not_in_its_session_ends_for_who_resumes_i
             rest = [event async for event in response.events]
         last = task_of(rest[-1])
         assert (last["id"], last["status"]["state"].lower().endswith("completed")) == (task["id"], True)
+
+
+@both_versions
+async def test_what_comes_while_the_agent_is_asked_whether_a_task_has_ended_is_not_left_out(
+    config, setting, version, monkeypatch
+):
+    monkeypatch.setattr("agentscope_rocketmq.gateway.replays._ASK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("agentscope_rocketmq.gateway.replays._QUIET_SECONDS", LIMIT)
+    card, counter = setting
+    counter.starts["x"] = asyncio.Event()
+
+    async def ended_meanwhile(replays, *arguments):
+        counter.starts["x"].set()
+        await until(lambda: counter.ledger.count("end", "x") == 1)
+        return await asked(replays, *arguments)
+
+    asked = Replays._snapshot
+    monkeypatch.setattr(Replays, "_snapshot", ended_meanwhile)
+    async with gateway_for(config, card) as one, gateway_for(config, card) as other:
+        async with (
+            client(one.url, version=version) as http,
+            stream(http, "/", message("x 3", version=version)) as response,
+        ):
+            first = await anext(response.events)
+        async with client(other.url, version=version) as http:
+            subscribed = about("subscribe", task_of(first)["id"], version=version)
+            _, *rest = await events(http, "/", subscribed, **{"last-event-id": first.id})
+        assert numbers(rest) == [0, 1, 2]
+        # The end event is the end: there is nothing to add to it.
+        assert (len(rest), result(rest[-1]).get("kind", "statusUpdate")) == (4, STATUS[version])
+        assert all(event.id for event in rest)
+
+
+async def test_a_head_request_takes_no_events(config, setting):
+    card, _ = setting
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        found = await events(http, "/", message("x 2", contextId="talk"))
+        assert (await http.head("/sessions/talk/events?from_start=1")).status_code == 405
+        assert len(served.gateway.streams) == 0
+        again = await events(http, "/sessions/talk/events?from_start=1&follow=0")
+        assert [event.id for event in again] == [event.id for event in found]
 
 
 @pytest.mark.parametrize("stream_it", [True, False])

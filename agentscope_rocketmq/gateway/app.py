@@ -137,6 +137,7 @@ class Gateway:
         self._closing = Closing(limit=config.timeouts.drain + _CLOSE_SECONDS, name="gateway.close")
         events = Route("/sessions/{session:path}/events", self._events)
         events.path_regex = re.compile(events.path_regex.pattern, re.DOTALL)  # a name may have any character
+        events.methods = {"GET"}  # and no HEAD, which Starlette adds: it would take events that nobody sees
         self._app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),

@@ -21,7 +21,7 @@ from agentscope_rocketmq.jsonrpc import Progress, progress, read_json
 from agentscope_rocketmq.sse import render_event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from agentscope_rocketmq.gateway.agents import Agent
     from agentscope_rocketmq.gateway.calls import Calls
@@ -112,26 +112,16 @@ class Replays:
         follow = progress(snapshot) is Progress.OPEN
         events = await self._events(conversation, {**_from(place), "follow": follow}, known=True)
 
+        def ask() -> Awaitable[str | None]:
+            return self._snapshot(agent, question, headers, owner)
+
         async def rendered() -> AsyncGenerator[str, None]:
             yield retry() + render_event(snapshot, event_id=last_event_id)
-            state = progress(snapshot)
-            patience = {Progress.OPEN: _ASK_AGAIN_SECONDS, Progress.INTERRUPTED: _QUIET_SECONDS if follow else None}
-            while True:
-                event = await events.take(patience.get(state))
-                if event is None:
-                    if state is Progress.OPEN:
-                        ended = await self._snapshot(agent, question, headers, owner)
-                        if ended is None or progress(ended) is Progress.OPEN:
-                            continue
-                        yield render_event(ended)
-                    return
-                result = _result(event.raw)
-                if _task_of(result) != question.task_id:
-                    continue
-                state = progress(event.raw)
-                yield self._render(_said(result, event, question), event, conversation)
-                if state is Progress.ENDED:
-                    return
+            async for event in _of_task(events, snapshot, question, ask, follow=follow):
+                if isinstance(event, str):
+                    yield render_event(event)
+                else:
+                    yield self._render(_said(_result(event.raw), event, question), event, conversation)
 
         return EventStream(
             rendered(),
@@ -285,6 +275,36 @@ class _Ahead:
 
 async def _next(events: AsyncGenerator[SessionEvent, None]) -> SessionEvent | None:
     return await anext(events, None)
+
+
+async def _of_task(
+    events: _Ahead, snapshot: str, question: Question, ask: Callable[[], Awaitable[str | None]], *, follow: bool
+) -> AsyncGenerator[SessionEvent | str, None]:
+    """The events of a task among those of its session, until it ends; the task itself where its end is not there."""
+    state = progress(snapshot)
+    patience = {Progress.OPEN: _ASK_AGAIN_SECONDS, Progress.INTERRUPTED: _QUIET_SECONDS if follow else None}
+    ended = None if follow else snapshot
+    while True:
+        told = follow and ended is not None
+        event = await events.take(_QUIET_SECONDS if told else patience.get(state))
+        if event is not None:
+            if _task_of(_result(event.raw)) != question.task_id:
+                continue
+            yield event
+            state = progress(event.raw)
+            if state is Progress.ENDED:
+                return
+            if follow and state is Progress.INTERRUPTED:
+                ended = None
+        elif state is Progress.OPEN and ended is None:
+            # Its last events may come, or set out, while the agent is asked.
+            ended = await ask()
+            if ended is not None and progress(ended) is Progress.OPEN:
+                ended = None
+        else:
+            if state is Progress.OPEN and ended is not None:
+                yield ended
+            return
 
 
 def _shown(task: dict[str, Any], question: Question) -> str:
