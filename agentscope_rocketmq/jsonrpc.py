@@ -28,6 +28,7 @@ __all__ = [
     "RpcError",
     "RpcId",
     "RpcRequest",
+    "encoded",
     "error_response",
     "excerpt",
     "plain_error",
@@ -260,6 +261,14 @@ def _is_id(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def encoded(text: str) -> bytes:
+    """A JSON text, or server-sent events of such, as UTF-8.
+
+    By an escape, a string of JSON may have half of a surrogate pair in it. UTF-8 can't say that: it becomes the escape.
+    """
+    return text.encode("utf-8", "backslashreplace")
 
 
 def error_response(rpc_id: RpcId, code: int, message: str) -> str:

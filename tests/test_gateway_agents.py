@@ -11,8 +11,11 @@ import httpx
 import pytest
 from a2a.client import ClientConfig, ClientFactory
 from a2a.client.card_resolver import A2ACardResolver
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from typer.testing import CliRunner
 
+from agentscope_rocketmq import RocketMQConfig
 from agentscope_rocketmq.cli import app
 from agentscope_rocketmq.errors import CardError, ConfigurationError
 from agentscope_rocketmq.gateway import create_gateway
@@ -121,6 +124,54 @@ async def test_a_card_is_fetched_again_and_kept_while_its_agent_is_down(config, 
             assert (await http.get(CARD)).json()["description"] == "Changed."
         mood["answer"] = answering(card | {"description": "Again."})
         await _described(http, "Again.")
+
+
+async def test_an_agent_that_gets_another_name_is_found_by_it(config, make_topic, monkeypatch):
+    monkeypatch.setattr("agentscope_rocketmq.gateway.agents.REFRESH_SECONDS", 0.1)
+    monkeypatch.setattr("agentscope_rocketmq.fetch.FRESH_SECONDS", 0.0)
+    card = card_for(config, (await make_topic("NORMAL")).topic, name="Weather")
+    mood = {"answer": answering(card)}
+
+    async def as_it_is_now(writer):
+        await mood["answer"](writer)
+
+    async with (
+        serving(as_it_is_now) as (url, _),
+        gateway_for(config, url) as served,
+        client(served.url) as http,
+    ):
+        assert (await http.get(f"/weather{CARD}")).status_code == 200
+        mood["answer"] = answering(card | {"name": "Weather Service", "description": "Renamed."})
+        await _described(http, "Renamed.")
+        assert (await http.get(f"/weather-service{CARD}")).status_code == 200
+        assert (await http.get(f"/weather{CARD}")).status_code == 404
+        assert (await http.get("/readyz")).status_code == 200
+
+
+async def test_the_card_of_a_gateway_that_is_mounted_somewhere_says_where():
+    away = RocketMQConfig(endpoint=f"127.0.0.1:{closed_port()}")
+    async with create_gateway(away, [card_for(away, "Topic", name="agent")]) as gateway:
+        transport = httpx.ASGITransport(Starlette(routes=[Mount("/gw", app=gateway)]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+            served = (await http.get(f"/gw/agent{CARD}")).json()
+            assert served["url"] == "http://here/gw/agent"
+
+
+async def test_a_client_that_leaves_before_its_request_is_whole_is_no_error(config, make_topic):
+    names = await make_topic("NORMAL")
+    came = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+    sent = []
+
+    async def receive():
+        return came.pop() if came else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    async with gateway_for(config, card_for(config, names.topic)) as served:
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+        await served.gateway(scope, receive, send)
+    assert sent[0]["status"] == 499
 
 
 async def _described(http, description):

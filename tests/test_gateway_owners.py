@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import random
 
 import pytest
@@ -66,6 +67,22 @@ async def test_without_a_good_token_there_is_nothing_but_the_card(setting):
         card = (await http.get("/.well-known/agent-card.json")).json()
         assert card["securitySchemes"]["bearer"]
     assert counter.ledger.path.read_text() == ""
+
+
+async def test_a_verifier_that_fails_makes_no_owner_and_tells_nothing(config, make_topic, caplog):
+    config = config.model_copy(update={"a2a_secret": SecretStr(SECRET)})
+    card = card_for(config, (await make_topic("NORMAL")).topic)
+
+    async def fails(token):
+        raise KeyError(f"no key for {token}")
+
+    async with gateway_for(config, card, verify=fails) as served, client(served.url, token="my-token") as http:
+        for response in (await http.post("/", json=message("x 1")), await http.get("/sessions/talk/events")):
+            assert (response.status_code, response.json()["error"]["data"]["reason"]) == (503, "unverified")
+            assert "my-token" not in response.text
+    logged = [record for record in caplog.records if record.name.startswith("agentscope_rocketmq")]
+    assert ["KeyError" in record.getMessage() for record in logged if record.levelno >= logging.ERROR] == [True, True]
+    assert "my-token" not in caplog.text
 
 
 async def test_nobody_sees_or_touches_the_tasks_of_another_owner(setting):

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from agentscope_rocketmq import RocketMQ
 from agentscope_rocketmq.gateway.cursors import Cursors, Place
 from agentscope_rocketmq.gateway.replays import Replays
+from agentscope_rocketmq.sse import parse_events
 from tests.faults import Counter, Ledger
 from tests.gateways import (
     VERSIONS,
@@ -334,13 +335,15 @@ async def test_a_member_that_is_given_twice_is_refused(config, setting, place, t
     assert counter.ledger.count("begin", "x") == 0
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a/events", "ü ?#%"])
+@pytest.mark.parametrize("name", ["a\nb", "a/events", "ü ?#%", "\x01" * 1024])
 async def test_a_session_may_have_any_name(config, setting, name):
     card, _ = setting
     async with gateway_for(config, card) as served, client(served.url) as http:
         found = await events(http, "/", message("x 1", contextId=name))
-        path = f"/sessions/{quote(name, safe='')}/events?from_start=1&follow=0"
-        assert [event.id for event in await events(http, path)] == [event.id for event in found]
+        path = f"/sessions/{quote(name, safe='')}/events?follow=0"
+        assert [event.id for event in await events(http, f"{path}&from_start=1")] == [event.id for event in found]
+        rest = await events(http, path, **{"last-event-id": found[0].id})
+        assert [event.id for event in rest] == [event.id for event in found[1:]]
 
 
 @both_versions
@@ -363,6 +366,34 @@ async def test_a_task_whose_events_are_not_in_its_session_ends_for_who_resumes_i
             rest = [event async for event in response.events]
         last = task_of(rest[-1])
         assert (last["id"], last["status"]["state"].lower().endswith("completed")) == (task["id"], True)
+
+
+async def test_half_of_a_surrogate_pair_in_an_id_comes_back_as_it_is(config, setting):
+    """JSON can say it by an escape, UTF-8 can't."""
+    card, _ = setting
+    half = "\ud800"
+
+    def said(body):
+        return {"content": json.dumps(body | {"id": half})}
+
+    async with gateway_for(config, card) as served, client(served.url) as http:
+        found = await events(http, "/", message("x 1", contextId="talk"))
+        refused = await http.post("/", **said(message("y 1", contextId="c" * 2000)))
+        assert (refused.status_code, refused.json()["id"]) == (400, half)
+        resumed = about("subscribe", task_of(found[0])["id"])
+        again = parse_events((await http.post("/", **said(resumed), headers={"last-event-id": found[0].id})).text)
+        assert [json.loads(event.data)["id"] for event in again] == [half] * 3
+        async with stream(http, "/", message("z", contextId="talk")) as running:
+            begun = await anext(running.events)
+            resumed, headers = about("subscribe", task_of(begun)["id"]), {"last-event-id": begun.id}
+            async with http.stream("POST", "/", **said(resumed), headers=headers) as broken_off:
+                until_its_end = broken_off.aiter_text()
+                text = await anext(until_its_end)
+                served.gateway.streams.ending.set()
+                async with asyncio.timeout(LIMIT):
+                    text += "".join([piece async for piece in until_its_end])
+        *_, last = parse_events(text)
+        assert (last.name, json.loads(last.data)["id"]) == ("reconnect", half)
 
 
 @both_versions

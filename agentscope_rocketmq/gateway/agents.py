@@ -79,7 +79,8 @@ class Agents:
         self._read = read
         self._config = config
         self._known: dict[str, Agent] = {}
-        self._origin: dict[str, AgentSource] = {}
+        # Where the agent of each source is, by the source's number.
+        self._paths: dict[int, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -89,15 +90,15 @@ class Agents:
             CardError: A card that is not fetched can't be read, or an agent is on another cluster.
             ConfigurationError: Two agents have the same path.
         """
-        first = [asyncio.create_task(self._first(name, source)) for name, source in self._sources]
+        first = [asyncio.create_task(self._first(number)) for number in range(len(self._sources))]
         await asyncio.wait(first, timeout=_START_SECONDS)
-        for task, (name, source) in zip(first, self._sources, strict=True):
+        for number, (task, (_, source)) in enumerate(zip(first, self._sources, strict=True)):
             if task.done():
                 task.result()
             else:
                 task.cancel()
             if _is_url(source):
-                refreshing = self._refresh(name, str(source))
+                refreshing = self._refresh(number, str(source))
                 self._tasks.append(asyncio.create_task(refreshing, name=f"gateway.card[{source}]"))
 
     async def aclose(self) -> None:
@@ -110,7 +111,7 @@ class Agents:
     @property
     def complete(self) -> bool:
         """Whether every agent's card is known."""
-        return len(self._known) == len(self._sources)
+        return len(self._paths) == len(self._sources)
 
     def find(self, name: str) -> Agent:
         """The agent of a path; the only one there is has the root too.
@@ -125,13 +126,11 @@ class Agents:
             return agent
         if not self.complete:
             raise Refusal(503, "agent-unknown", "This agent's card could not be had yet. Ask again.")
-        raise Refusal(404, "no-such-agent", f"There is no agent here; those of this gateway are at {self._paths}.")
+        paths = ", ".join(f"/{path}" for path in self._known)
+        raise Refusal(404, "no-such-agent", f"There is no agent here; those of this gateway are at {paths}.")
 
-    @property
-    def _paths(self) -> str:
-        return ", ".join(f"/{name}" for name in self._known)
-
-    async def _first(self, name: str | None, source: AgentSource) -> None:
+    async def _first(self, number: int) -> None:
+        _, source = self._sources[number]
         try:
             card = await self._read(source)
         except CardError:
@@ -139,18 +138,18 @@ class Agents:
                 raise
             logger.warning("The card at %s can't be had yet; it is tried again", source)
         else:
-            self._learn(name, source, card)
+            self._learn(number, card)
 
-    async def _refresh(self, name: str | None, url: str) -> None:
+    async def _refresh(self, number: int, url: str) -> None:
         while True:
-            known = any(origin is url for origin in self._origin.values())
-            await asyncio.sleep(REFRESH_SECONDS if known else UNKNOWN_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS if number in self._paths else UNKNOWN_SECONDS)
             try:
-                self._learn(name, url, await self._read(url))
+                self._learn(number, await self._read(url))
             except (CardError, ConfigurationError) as error:
                 logger.warning("The card at %s stays as it was: %s", url, error)
 
-    def _learn(self, name: str | None, source: AgentSource, card: AgentCard) -> None:
+    def _learn(self, number: int, card: AgentCard) -> None:
+        name, _ = self._sources[number]
         path = name or path_name(card.name)
         address = Address.parse(choose(card, allow_jsonrpc=False).url)
         here = endpoint_key(self._config.endpoint), self._config.namespace
@@ -161,13 +160,17 @@ class Agents:
             )
         if path in _OWN_PATHS:
             raise ConfigurationError(f"The name of agent {card.name!r} makes no path: give it one, as name=source.")
+        before = self._paths.get(number)
         other = self._known.get(path)
-        if other is not None and self._origin.get(path) is not source:
+        if other is not None and before != path:
             raise ConfigurationError(
                 f"Two agents, {other.card.name!r} and {card.name!r}, have the path /{path}: give one another, as "
                 "name=source."
             )
-        self._origin[path] = source
+        if before is not None and before != path:
+            logger.warning("Agent %r has a new name: it is at /%s now, and no more at /%s", card.name, path, before)
+            del self._known[before]
+        self._paths[number] = path
         self._known[path] = Agent(name=path, card=card, address=address)
 
 

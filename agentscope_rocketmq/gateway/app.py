@@ -286,7 +286,9 @@ class Gateway:
             agent = self._agents.find(name)
         except Refusal as refusal:
             return refusal.response()
-        base = self._public_url or str(request.base_url).rstrip("/")
+        # Not the base_url of an app that this one is mounted in.
+        here = request.base_url.replace(path=request.scope.get("root_path", ""))
+        base = self._public_url or str(here).rstrip("/")
         card = served_card(agent.card, url=f"{base}/{agent.name}", authenticates=self._verify is not None)
         return JSONResponse(card, headers={"cache-control": "public, max-age=60"})
 
@@ -310,6 +312,8 @@ class Gateway:
         except AgentScopeRocketMQError as error:
             logger.info("A call is refused: %s", error)
             return refusal_of(error).response(rpc_id)
+        except ClientDisconnect:
+            return _nobody_reads()
 
     async def _events(self, request: Request) -> Any:
         try:
@@ -339,13 +343,17 @@ class Gateway:
             raise Unauthenticated("This gateway asks for a bearer token: send it as `Authorization: Bearer TOKEN`.")
         try:
             async with asyncio.timeout(_VERIFY_SECONDS):
-                return owner_name(await self._verify(token.strip()))
-        except AgentScopeRocketMQError as error:
-            if isinstance(error, Unauthenticated):
-                raise
+                verified = await self._verify(token.strip())
+        except Unauthenticated:
+            raise
+        except Exception as error:  # noqa: BLE001  (somebody else's code)
+            # What it says may have the token in it.
+            logger.error("A token could not be verified: the verifier failed with %s", type(error).__name__)  # noqa: TRY400
+            raise Refusal(503, "unverified", "The token could not be verified now. Ask again.") from None
+        try:
+            return owner_name(verified)
+        except ConfigurationError as error:
             raise Unauthenticated("The bearer token names nobody.") from error
-        except TimeoutError:
-            raise Refusal(503, "unverified", "The token could not be verified in time. Ask again.") from None
 
     async def _body(self, request: Request) -> bytes:
         most = self._config.limits.request_bytes
@@ -371,9 +379,13 @@ class Gateway:
             await asyncio.gather(working, leaving, return_exceptions=True)
             self._answering.discard(working)
         if working.cancelled():
-            # Nobody reads it; the status is for logs.
-            return Response(status_code=499)
+            return _nobody_reads()
         return working.result()
+
+
+def _nobody_reads() -> Response:
+    # The status is for logs.
+    return Response(status_code=499)
 
 
 def _connected(task: asyncio.Task[None]) -> None:

@@ -18,7 +18,7 @@ from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.gateway.cursors import Place
 from agentscope_rocketmq.gateway.streams import EventStream, retry
-from agentscope_rocketmq.jsonrpc import read_json
+from agentscope_rocketmq.jsonrpc import encoded, read_json
 from agentscope_rocketmq.owners import ANONYMOUS, CONTEXT_HEADER, OWNER_HEADER, make_assertion
 from agentscope_rocketmq.sse import Event, parse_events, render_event
 from agentscope_rocketmq.times import CallTimes
@@ -231,9 +231,10 @@ class Calls:
 
     def answer(self, status: int, body: str, headers: Mapping[str, str] | None = None) -> Response:
         """A whole answer to a client."""
-        return Response(
-            body.encode(), status_code=status, headers={"content-type": "application/json", **(headers or {})}
-        )
+        response = Response(encoded(body), status_code=status, media_type="application/json")
+        for name, value in (headers or {}).items():
+            response.headers[name] = value.encode("latin-1", "replace").decode("latin-1")
+        return response
 
     async def _shared_session(self) -> Session:
         session = next(self._next)

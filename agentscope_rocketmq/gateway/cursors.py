@@ -14,7 +14,9 @@ from agentscope_rocketmq.jsonrpc import read_json
 __all__ = ["Cursors", "Place"]
 
 _MAC_BYTES = 12
-_LONGEST = 8192
+# A session's name has 1,024 characters at most, and each takes six bytes in JSON at most ("\u0001"); beside it
+# there are a session's cursor and the MAC. In base64 all of it is a third longer.
+_LONGEST = (6 * 1024 + 200) * 4 // 3
 
 
 class Place(NamedTuple):

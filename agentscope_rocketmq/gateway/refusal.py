@@ -23,6 +23,7 @@ from agentscope_rocketmq.errors import (
     Unauthenticated,
     WrongOwner,
 )
+from agentscope_rocketmq.jsonrpc import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,8 @@ class Refusal(Exception):  # noqa: N818  (what happened, as in errors.py)
             headers["www-authenticate"] = "Bearer"
         if self.status == 503:  # noqa: PLR2004
             headers["retry-after"] = "1"
-        return Response(self.body(rpc_id), status_code=self.status, media_type="application/json", headers=headers)
+        body = encoded(self.body(rpc_id))
+        return Response(body, status_code=self.status, media_type="application/json", headers=headers)
 
 
 # The first that fits; bugs of this package are not in it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.gateway.refusal import Refusal, refusal_of
+from agentscope_rocketmq.jsonrpc import encoded
 from agentscope_rocketmq.sse import render_event
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class EventStream:
                     text, coming = coming.result(), None
                     if text is None:
                         return
-                    await self._send(send, text.encode())
+                    await self._send(send, encoded(text))
                 elif ending.done():
                     raise Refusal(503, "draining", "This gateway stops. Connect again, with the id of your last event.")
                 else:
@@ -188,7 +189,7 @@ class EventStream:
             text = retry() + text
         try:
             async with asyncio.timeout(_LAST_WORDS):
-                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": encoded(text), "more_body": True})
         except TimeoutError:
             return False
         return True
