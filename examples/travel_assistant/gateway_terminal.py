@@ -14,6 +14,7 @@ import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import httpx
 from a2a.types import StreamResponse
@@ -26,7 +27,7 @@ from examples.travel_assistant.cards import TRAVEL_CARD, WEATHER_CARD
 from examples.travel_assistant.terminal import Route, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from agentscope_rocketmq.sse import Event
 
@@ -41,7 +42,7 @@ _ENDED = {"TASK_STATE_COMPLETED", "TASK_STATE_FAILED", "TASK_STATE_CANCELED", "T
 
 
 class NobodyAnswers(Exception):  # noqa: N818  (what happened)
-    """No gateway answers, or all of them refuse; says why."""
+    """No gateway answers, or one refuses or ends the answer with an error; says why."""
 
 
 @dataclass
@@ -51,11 +52,13 @@ class Talk:
     Attributes:
         gateways: Their URLs; the next one is tried when one dies.
         session: Name of the conversation.
+        note: Told, once an outage, that no gateway answers and that they are tried again.
         moves: How often it went on at another gateway.
     """
 
     gateways: Sequence[str]
     session: str
+    note: Callable[[str], None]
     moves: int = 0
     _now: int = 0
     _cursor: str | None = None
@@ -66,16 +69,19 @@ class Talk:
         question: Any = {"messageId": uuid.uuid4().hex, "contextId": self.session, "role": "ROLE_USER"}
         question["parts"] = [{"text": text}]
         asked = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": question}}
-        begun = False
+        begun, failed = False, 0
         loop = asyncio.get_running_loop()
         deadline = loop.time() + GIVE_UP
         while True:
             why = "the answer broke off"
             try:
                 async for event in self._events(None if begun else asked):
-                    begun, deadline = True, loop.time() + GIVE_UP
+                    begun, failed, deadline = True, 0, loop.time() + GIVE_UP
+                    said = json.loads(event.data)
+                    if "error" in said:
+                        raise NobodyAnswers(_message(event.data))
                     self._cursor = event.id
-                    response = ParseDict(json.loads(event.data)["result"], StreamResponse(), ignore_unknown_fields=True)
+                    response = ParseDict(said["result"], StreamResponse(), ignore_unknown_fields=True)
                     yield response
                     if _state(response) in _ENDED:
                         return
@@ -83,6 +89,9 @@ class Talk:
                 why = str(error) or type(error).__name__
             if loop.time() > deadline:
                 raise NobodyAnswers(f"No gateway answers: {why}")
+            failed += 1
+            if failed == len(self.gateways):
+                self.note(f"[no gateway answers ({why}); trying again for {GIVE_UP:g} s]")
             self._now = (self._now + 1) % len(self.gateways)
             self.moves += 1
             await asyncio.sleep(DELAY)
@@ -95,10 +104,10 @@ class Talk:
             opened = self._http.stream("POST", url, json=asked, headers=headers)
         else:
             headers = {"Last-Event-ID": self._cursor or ""}
-            opened = self._http.stream("GET", f"{url}/sessions/{self.session}/events", headers=headers)
+            opened = self._http.stream("GET", f"{url}/sessions/{quote(self.session, safe='')}/events", headers=headers)
         async with opened as response:
             if response.is_client_error:
-                raise NobodyAnswers((await response.aread()).decode())
+                raise NobodyAnswers(_message((await response.aread()).decode()))
             if not response.is_success:
                 return
             parser = EventParser()
@@ -111,6 +120,14 @@ class Talk:
     async def aclose(self) -> None:
         """End it."""
         await self._http.aclose()
+
+
+def _message(text: str) -> str:
+    """What a JSON-RPC error says; of anything else, all of it."""
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def _state(response: StreamResponse) -> str:
@@ -144,7 +161,8 @@ def _routes(session: str) -> dict[str, Route]:
 
 async def _talk(options: argparse.Namespace) -> int:
     session = options.session or f"trip-{secrets.token_hex(4)}"
-    talk, terminal = Talk(options.gateway, session), Terminal(_routes(session))
+    terminal = Terminal(_routes(session))
+    talk = Talk(options.gateway, session, terminal.note)
     terminal.note(f"[session {session}]")
     try:
         while True:
