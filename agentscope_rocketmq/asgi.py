@@ -173,7 +173,9 @@ class Receive:
             chunk, self._complete = self._body, True
         else:
             chunk = await asyncio.to_thread(next, self._chunks, b"")
-            self._complete = not chunk
+            if not chunk:
+                self._complete = True
+                self._body.close()  # the app has it now
         return {"type": "http.request", "body": chunk, "more_body": not self._complete}
 
 

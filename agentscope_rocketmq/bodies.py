@@ -21,6 +21,7 @@ from agentscope_rocketmq.errors import BrokerError, ClosedError, EnvelopeError, 
 from agentscope_rocketmq.jsonrpc import excerpt
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteLost, Position
 from agentscope_rocketmq.rocketmq.message import Message
+from agentscope_rocketmq.slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,7 +102,7 @@ class BodyReceiver:
         self._claims = Claims(blobs, spools=spools, patience=patience)
         self._reading: dict[str, asyncio.Queue[ReceivedMessage | None]] = {}
         self._reserved = 0
-        self._freed = asyncio.Condition()
+        self._freed = asyncio.Event()
 
     def hear(self, item: LiteBatch | LiteLost) -> bool:
         """Take what the consumer brought; whether it was part of a body."""
@@ -116,7 +117,9 @@ class BodyReceiver:
 
     @contextlib.asynccontextmanager
     async def fetch(self, envelope: RequestEnvelope) -> AsyncIterator[Spool]:
-        """The body of a large request, for as long as the context lasts.
+        """The body of a large request, until it is closed, or the context ends.
+
+        Who has to wait for room leaves its place to others meanwhile.
 
         Raises:
             EnvelopeError: It never came, or is not what the envelope says, or more than may be taken.
@@ -130,15 +133,14 @@ class BodyReceiver:
                 f"The request has {large.size} bytes; this agent takes {self._spools.most}. Send less, or raise "
                 "Limits.request_bytes of its server."
             )
-        async with self._room(large.size):
-            with self._spools.open() as spool:
-                if isinstance(large, ClaimedBody):
-                    await self._claim(envelope.request_id, large, spool)
-                else:
-                    await self._collect(envelope.request_id, large, spool)
-                if await asyncio.to_thread(lambda: excerpt(spool.read())) != envelope.body:
-                    raise EnvelopeError(f"Request {envelope.request_id} is not the one that its envelope tells of.")
-                yield spool
+        with await self._room(large.size) as spool:
+            if isinstance(large, ClaimedBody):
+                await self._claim(envelope.request_id, large, spool)
+            else:
+                await self._collect(envelope.request_id, large, spool)
+            if await asyncio.to_thread(lambda: excerpt(spool.read())) != envelope.body:
+                raise EnvelopeError(f"Request {envelope.request_id} is not the one that its envelope tells of.")
+            yield spool
 
     async def forget(self, envelope: RequestEnvelope) -> None:
         """A request is done with: what a blob store has of it is deleted."""
@@ -163,17 +165,27 @@ class BodyReceiver:
                 await self._consumer.unsubscribe([large.lite_topic])
             self._reading.pop(large.lite_topic, None)
 
-    @contextlib.asynccontextmanager
-    async def _room(self, size: int) -> AsyncIterator[None]:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._reserved + size <= self._spools.total)
-            self._reserved += size
+    async def _room(self, size: int) -> Spool:
+        """Where a body of so many bytes may be put together; room for it is taken until that is closed."""
+        slot = Slot.current()
+        while self._reserved + size > self._spools.total:
+            if slot is not None:
+                slot.leave()
+            self._freed.clear()
+            await self._freed.wait()
+        self._reserved += size
+        spool = self._spools.open(on_close=lambda: self._free(size))
         try:
-            yield
-        finally:
-            self._reserved -= size
-            async with self._freed:
-                self._freed.notify_all()
+            if slot is not None:
+                await slot.enter()
+        except BaseException:
+            spool.close()
+            raise
+        return spool
+
+    def _free(self, size: int) -> None:
+        self._reserved -= size
+        self._freed.set()
 
     async def _read(
         self,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from agentscope_rocketmq.envelope import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from agentscope_rocketmq.config import Limits
 
@@ -56,9 +56,13 @@ class Spools:
         """
         return cls(most=most, total=limits.spooled_bytes, in_memory=limits.spool_from_bytes)
 
-    def open(self) -> Spool:
-        """A body to be put together; to be closed."""
-        spool = Spool(self)
+    def open(self, *, on_close: Callable[[], None] | None = None) -> Spool:
+        """A body to be put together; to be closed.
+
+        Args:
+            on_close: Called once when it is.
+        """
+        spool = Spool(self, on_close=on_close)
         self._open.add(spool)
         return spool
 
@@ -78,10 +82,11 @@ class Spool:
         written_at: When something was added last, on the clock of `time.monotonic`.
     """
 
-    def __init__(self, spools: Spools) -> None:
+    def __init__(self, spools: Spools, *, on_close: Callable[[], None] | None = None) -> None:
         self.size = 0
         self.written_at = time.monotonic()
         self._spools = spools
+        self._on_close = on_close
         self._file = tempfile.SpooledTemporaryFile(max_size=spools.in_memory)  # noqa: SIM115  (closed by close)
         self._sha256 = hashlib.sha256()
 
@@ -131,6 +136,8 @@ class Spool:
         if not self._file.closed:
             self._file.close()
             self._spools.held -= self.size
+            if self._on_close is not None:
+                self._on_close()
 
     def __del__(self) -> None:
         # Readers of a session are dropped without ceremony, with what was coming in for them.

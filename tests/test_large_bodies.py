@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from typing import Any
 
 import httpx
 import pytest
@@ -213,6 +214,85 @@ async def test_bodies_that_are_not_what_the_envelope_says_are_refused_and_leave_
         await until(lambda: bridge.counters.answered == 1)
         assert bridge._bodies._spools.held == bridge._bodies._reserved == 0
         assert bridge._instance_consumer.lite_topics == {bridge._instance}
+
+
+class Unsent:
+    """A producer that keeps what it is to send."""
+
+    def __init__(self, producer):
+        self.max_body_size = producer.max_body_size
+        self.messages = []
+
+    async def send(self, message, **_options):
+        self.messages.append(message)
+
+
+async def test_who_waits_for_room_leaves_its_place_to_others(config, topic, producer):
+    few = limited(config, concurrency=2, request_bytes=8 * MB, response_bytes=8 * MB, spooled_bytes=8 * MB)
+    mirror = Mirror()
+    async with (
+        server_for(mirror, few, topic) as server,
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(server.card) as client,
+    ):
+        bridge = server.bridges[0]
+        # One that has a place and room, and the last part of which is still on its way.
+        body = rpc("1 " + filler(5 * MB))
+        unsent: Any = Unsent(producer)
+        reference = await send_body(unsent, config.state_topic, REQUEST, body, timeout=30)
+        *first, last = unsent.messages
+        for part in first:
+            await producer.send(part)
+        await producer.send(Message(topic=topic, body=large_request(config, topic, body, reference).encode()))
+        await until(lambda: bridge._bodies._reserved == len(body))
+        text = "2 " + filler(5 * MB)
+        waiting = asyncio.create_task(parts_of(client, text))
+        await until(lambda: len(bridge._running) == 2)
+        async with asyncio.timeout(LIMIT):
+            assert await parts_of(client, "5 short") == [digest("5 short"), filler(5)]
+            assert len(mirror.seen) == 1
+            await producer.send(last)
+            assert await waiting == [digest(text), filler(2)]
+        await until(lambda: bridge.counters.answered == 3)
+        assert len(mirror.seen) == 3
+        assert bridge._bodies._spools.held == bridge._bodies._reserved == 0
+
+
+class Reader(AgentExecutor):
+    """Begins, and ends when its gate is open."""
+
+    def __init__(self):
+        self.begun = []
+        self.gate = asyncio.Event()
+
+    async def execute(self, context, event_queue):
+        self.begun.append(context.get_user_input())
+        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        await self.gate.wait()
+        await TaskUpdater(event_queue, context.task_id, context.context_id).complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError
+
+
+async def test_the_room_of_a_body_is_given_back_when_the_agent_has_it(config, topic):
+    few = limited(config, concurrency=3, request_bytes=8 * MB, response_bytes=8 * MB, spooled_bytes=8 * MB)
+    reader = Reader()
+    async with (
+        server_for(reader, few, topic) as server,
+        RocketMQ(config) as rocketmq,
+        await rocketmq.client(server.card) as client,
+    ):
+        bodies = server.bridges[0]._bodies
+        texts = [f"{number} " + filler(5 * MB) for number in range(3)]
+        calls = [asyncio.create_task(parts_of(client, text)) for text in texts]
+        await until(lambda: len(reader.begun) == 3)
+        assert bodies._spools.held == bodies._reserved == 0
+        reader.gate.set()
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*calls)
+        assert sorted(reader.begun) == texts
 
 
 async def test_the_next_worker_has_the_whole_body_when_one_dies_while_it_reads(config, connection, producer):
