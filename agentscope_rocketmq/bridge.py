@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # What a stopping bridge still says to those who wait for it, it says within this.
 _LAST_WORDS = 2.0
+# Get, cancel and subscribe requests that an instance serves at once. A subscription lasts as long as its task.
+_MOST_QUESTIONS = 1000
 _FAIL_TRIES = 5  # deliveries of a request that is given up at which its task may still be failed
 
 
@@ -146,6 +148,7 @@ class Bridge:
         self._answered = Answered()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
+        self._questions = 0
         self._stopping = False
         self._stops: list[asyncio.Task[None]] = []
         self._cut: list[Offer] = []  # begun for other instances, which have the leases, and cut off by the drain
@@ -319,8 +322,29 @@ class Bridge:
             # Work is done under a lease only: whoever gets it from the topic hands it over to this instance.
             headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
             await self._readdress(dataclasses.replace(envelope, headers=headers))
-        elif offer is None or await self._take(offer, request):
+        elif offer is None:
+            await self._serve_question(envelope, request, delivery)
+        elif await self._take(offer, request):
             await self._serve(envelope, request, delivery)
+
+    async def _serve_question(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
+        """Serve a request about a task, which takes no place, unless too many are served already."""
+        if self._questions >= 2 * _MOST_QUESTIONS:
+            # Not even that can be said to so many at once: the broker is slow.
+            logger.warning("Request %s is dropped: too many requests about tasks at once", envelope.request_id)
+            return
+        self._questions += 1
+        try:
+            if self._questions <= _MOST_QUESTIONS:
+                await self._serve(envelope, request, delivery)
+            else:
+                reason = (
+                    f"The instance of the task of request {envelope.request_id} serves {_MOST_QUESTIONS} requests "
+                    "about its tasks at once (get, cancel, subscribe), and takes no more now. Ask again in a moment."
+                )
+                await self._publisher.answer_given_up(envelope, request, reason, attempt=delivery.attempt)
+        finally:
+            self._questions -= 1
 
     async def _take(self, offer: Offer, request: RpcRequest) -> bool:
         """Take an offered request; whether it is to be begun."""

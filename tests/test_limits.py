@@ -8,11 +8,12 @@ from collections import Counter
 import pytest
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskUpdater
-from a2a.types import Part, SubscribeToTaskRequest, Task, TaskState, TaskStatus
+from a2a.types import GetTaskRequest, Part, SubscribeToTaskRequest, Task, TaskState, TaskStatus
+from a2a.utils.errors import InternalError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentscope_rocketmq import Timeouts, call_context, server
+from agentscope_rocketmq import Timeouts, bridge, call_context, server
 from agentscope_rocketmq.card import parse_card, priority_topics
 from agentscope_rocketmq.errors import CardError, IllegalRequest
 from agentscope_rocketmq.priority import PRIORITY_EXTENSION, PRIORITY_HEADER, Tier, tier_of
@@ -24,6 +25,7 @@ from agentscope_rocketmq.slots import Slot, Slots
 from tests.agents import Gate, scripted, user_texts
 from tests.faults import Counter as Numbers
 from tests.faults import Follower, Ledger
+from tests.offers import asked, offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, take, until
 
@@ -479,6 +481,40 @@ async def test_questions_about_tasks_need_no_place(config, topic, tmp_path):
             assert await quick.whole() == [0, 1]
         numbers.enough["endless"].set()
         assert [event async for event in subscription]
+
+
+async def test_an_instance_refuses_questions_beyond_what_it_serves_at_once_and_holds_up_no_work(
+    config, topic, tmp_path, connection, producer, monkeypatch
+):
+    monkeypatch.setattr(bridge, "_MOST_QUESTIONS", 3)
+    numbers = Numbers(Ledger(tmp_path / "ledger"))
+    async with (
+        server_for(numbers, config, topic) as served,
+        Keeper(config, card_cache=None) as rocketmq,
+        await rocketmq.client(card_for(config, topic)) as client,
+        offering_to(served._instance, config, connection, producer) as other,
+        Follower(client, "endless") as follower,
+        asyncio.timeout(LIMIT),
+    ):
+        await follower.more(2)
+        [task] = set(follower.tasks)
+        subscriptions = [client.subscribe(SubscribeToTaskRequest(id=task)) for _ in range(3)]
+        for subscription in subscriptions:
+            await anext(subscription)
+        refusal = r"serves 3 requests about its tasks at once.*Ask again"
+        with pytest.raises(InternalError, match=refusal):
+            await client.get_task(GetTaskRequest(id=task))
+        with pytest.raises(InternalError, match=refusal):
+            await anext(client.subscribe(SubscribeToTaskRequest(id=task)))
+        await other.offer(asked(config, topic, "offered 1", {"A2A-Version": "1.0"}), "offer")
+        assert await other.heard() == "offer taken"
+        await other.go("offer")
+        assert await other.heard() == "offer done"
+        numbers.enough["endless"].set()
+        for subscription in subscriptions:
+            assert [event async for event in subscription]
+        await until(lambda: served.bridges[0]._questions == 0)
+        assert (await client.get_task(GetTaskRequest(id=task))).status.state == TaskState.TASK_STATE_COMPLETED
 
 
 class Slow(AgentExecutor):
