@@ -24,6 +24,7 @@ from agentscope_rocketmq.intake import MOST_MESSAGE_BYTES, Intake
 from agentscope_rocketmq.jsonrpc import INTERNAL_ERROR, INVALID_REQUEST, RpcRequest
 from agentscope_rocketmq.priority import Tier
 from agentscope_rocketmq.publisher import Publisher
+from agentscope_rocketmq.questions import Questions
 from agentscope_rocketmq.reply import ReplyEncoder
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
@@ -55,10 +56,7 @@ __all__ = ["Bridge"]
 
 logger = logging.getLogger(__name__)
 
-# What a stopping bridge still says to those who wait for it, it says within this.
-_LAST_WORDS = 2.0
-# Get, cancel and subscribe requests that an instance serves at once. A subscription lasts as long as its task.
-_MOST_QUESTIONS = 1000
+_LAST_WORDS = 2.0  # seconds in which a stopping bridge still talks to those who wait for it
 _FAIL_TRIES = 5  # deliveries of a request that is given up at which its task may still be failed
 
 
@@ -111,6 +109,7 @@ class Bridge:
         self._producer = producer
         large = min(limits.blob_bytes, limits.response_buffer_bytes)
         self._publisher = Publisher(producer, timeout=timeouts.send, blobs=blobs, store_above=large)
+        self._questions = Questions(self._publisher)
         self._intake = Intake(
             producer,
             self._publisher,
@@ -148,7 +147,6 @@ class Bridge:
         self._answered = Answered()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
-        self._questions = 0
         self._stopping = False
         self._stops: list[asyncio.Task[None]] = []
         self._cut: list[Offer] = []  # begun for other instances, which have the leases, and cut off by the drain
@@ -189,10 +187,8 @@ class Bridge:
         Nobody else gets what was cut off before `aclose`: the app may have to be closed for its agents to end.
         """
         self._stopping = True
-        self._stops += [
-            asyncio.create_task(consumer.stop(), name=f"bridge[{consumer.topic}].stop")
-            for consumer in self._consumers.values()
-        ]
+        consumers = self._consumers.values()
+        self._stops += [asyncio.create_task(each.stop(), name=f"bridge[{each.topic}].stop") for each in consumers]
         # Somebody else watches over those as well, or may begin those: they get them back.
         waiting = {run.serving for run in self._running.values() if not run.begun and run.serving is not None}
         for task in self._watched | waiting:
@@ -208,9 +204,8 @@ class Bridge:
         await self.drain()
         await self._say_last(*(self._handover.report_end(offer, complete=False) for offer in self._cut))
         self._cut.clear()
-        await asyncio.gather(*self._stops, return_exceptions=True)
         # What was not finished is given back, and another worker of the group goes on with it.
-        await asyncio.gather(*(each.aclose() for each in self._consumers.values()), return_exceptions=True)
+        await asyncio.gather(*self._stops, *(one.aclose() for one in self._consumers.values()), return_exceptions=True)
         await self._instance_consumer.aclose()
 
     def _start_loop(self, loop: Coroutine[Any, Any, None], name: str) -> None:
@@ -267,7 +262,8 @@ class Bridge:
                 await delivery.ack()
                 return
             request = RpcRequest.read(envelope.body)
-            if delivery.attempt >= self._limits.attempts and not self._knows(envelope):
+            known = _key(envelope) in self._running or _key(envelope) in self._answered
+            if delivery.attempt >= self._limits.attempts and not known:
                 await self._give_up(envelope, request, delivery)
                 return
             instance = instance_asked_for(request, envelope.headers)
@@ -278,9 +274,6 @@ class Bridge:
             # Its slot must not be lost with it, and another worker may do better.
             await delivery.release(at_most=self._timeouts.lease)
             raise
-
-    def _knows(self, envelope: RequestEnvelope) -> bool:
-        return _key(envelope) in self._running or _key(envelope) in self._answered
 
     async def _give_up(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
         """Let a request be, that no worker has brought to its end: it may be what kills them."""
@@ -323,28 +316,9 @@ class Bridge:
             headers = {**envelope.headers, INSTANCE_HEADER: self._instance}
             await self._readdress(dataclasses.replace(envelope, headers=headers))
         elif offer is None:
-            await self._serve_question(envelope, request, delivery)
+            await self._questions.serve(envelope, request, lambda: self._serve(envelope, request, delivery))
         elif await self._take(offer, request):
             await self._serve(envelope, request, delivery)
-
-    async def _serve_question(self, envelope: RequestEnvelope, request: RpcRequest, delivery: Delivery) -> None:
-        """Serve a request about a task, which takes no place, unless too many are served already."""
-        if self._questions >= 2 * _MOST_QUESTIONS:
-            # Not even that can be said to so many at once: the broker is slow.
-            logger.warning("Request %s is dropped: too many requests about tasks at once", envelope.request_id)
-            return
-        self._questions += 1
-        try:
-            if self._questions <= _MOST_QUESTIONS:
-                await self._serve(envelope, request, delivery)
-            else:
-                reason = (
-                    f"The instance of the task of request {envelope.request_id} serves {_MOST_QUESTIONS} requests "
-                    "about its tasks at once (get, cancel, subscribe), and takes no more now. Ask again in a moment."
-                )
-                await self._publisher.answer_given_up(envelope, request, reason, attempt=delivery.attempt)
-        finally:
-            self._questions -= 1
 
     async def _take(self, offer: Offer, request: RpcRequest) -> bool:
         """Take an offered request; whether it is to be begun."""
@@ -381,8 +355,8 @@ class Bridge:
         if self._answered.settles(key, delivery) or key in self._running or delivery.ran_out(envelope, request):
             return False
         task = asyncio.current_task()
-        if task is not None:
-            self._watched.add(task)
+        assert task is not None  # noqa: S101  (it runs in one)
+        self._watched.add(task)
         try:
             delivery.park()  # it is no work here
             outcome = await self._handover.offer(
@@ -394,8 +368,7 @@ class Bridge:
                 patient=request.runs_agent and is_task_channel(instance),
             )
         finally:
-            if task is not None:
-                self._watched.discard(task)
+            self._watched.discard(task)
         if outcome is Outcome.NOT_TAKEN:
             logger.info("Instance %s does not answer: request %s is served here", instance, envelope.request_id)
             return False

@@ -45,6 +45,7 @@ HANDED = (
     "handover",
     "taskchannels",
     "publisher",
+    "questions",
     "runs",
     "slots",
     "suspects",

@@ -13,7 +13,7 @@ from a2a.utils.errors import InternalError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentscope_rocketmq import Timeouts, bridge, call_context, server
+from agentscope_rocketmq import Timeouts, call_context, questions, server
 from agentscope_rocketmq.card import parse_card, priority_topics
 from agentscope_rocketmq.errors import CardError, IllegalRequest
 from agentscope_rocketmq.priority import PRIORITY_EXTENSION, PRIORITY_HEADER, Tier, tier_of
@@ -486,7 +486,7 @@ async def test_questions_about_tasks_need_no_place(config, topic, tmp_path):
 async def test_an_instance_refuses_questions_beyond_what_it_serves_at_once_and_holds_up_no_work(
     config, topic, tmp_path, connection, producer, monkeypatch
 ):
-    monkeypatch.setattr(bridge, "_MOST_QUESTIONS", 3)
+    monkeypatch.setattr(questions, "MOST", 3)
     numbers = Numbers(Ledger(tmp_path / "ledger"))
     async with (
         server_for(numbers, config, topic) as served,
@@ -513,7 +513,7 @@ async def test_an_instance_refuses_questions_beyond_what_it_serves_at_once_and_h
         numbers.enough["endless"].set()
         for subscription in subscriptions:
             assert [event async for event in subscription]
-        await until(lambda: served.bridges[0]._questions == 0)
+        await until(lambda: served.bridges[0]._questions.count == 0)
         assert (await client.get_task(GetTaskRequest(id=task))).status.state == TaskState.TASK_STATE_COMPLETED
 
 
