@@ -56,6 +56,7 @@ class PendingResponse:
         session: The same.
         given: How many texts were given to it.
         taken: How many of them its reader has taken.
+        newest: The last message that came for it; None before the first.
         stalled_since: Since when it has had no room; None while it has.
         untaken_since: Since when its reader has not asked for more, although there is something; None while nothing is.
     """
@@ -71,7 +72,7 @@ class PendingResponse:
         self._on_taken = on_taken
         self._buffer: deque[_Text] = deque()
         self._buffered_bytes = 0
-        self._newest: ReceivedMessage | None = None
+        self.newest: ReceivedMessage | None = None
         self._error: AgentScopeRocketMQError | None = None
         self._changed = asyncio.Event()
 
@@ -182,11 +183,11 @@ class PendingResponse:
                 await self._changed.wait()
         except TimeoutError:
             # Raises where time ran out; some deadlines only complete a stream whose end came early.
-            self._buffer_texts(self.call.check(loop.time()), self._newest)
+            self._buffer_texts(self.call.check(loop.time()), self.newest)
 
     def take(self, texts: list[str], message: ReceivedMessage) -> None:
         """Texts that became readable with that message."""
-        self._newest = message
+        self.newest = message
         self._buffer_texts(texts, message)
 
     def _buffer_texts(self, texts: list[str], message: ReceivedMessage | None) -> None:

@@ -13,9 +13,12 @@ from a2a.server.tasks import TaskUpdater
 from a2a.types import Part, Task, TaskState, TaskStatus
 from pydantic import SecretStr
 
-from agentscope_rocketmq import RocketMQ
+from agentscope_rocketmq import RocketMQ, RocketMQConfig
+from agentscope_rocketmq.dev import DevBroker
+from agentscope_rocketmq.dev.embedded import broker as embedded
 from agentscope_rocketmq.gateway.cursors import Cursors, Place
 from agentscope_rocketmq.gateway.replays import Replays
+from agentscope_rocketmq.provision import apply, plan
 from agentscope_rocketmq.sse import parse_events
 from tests.faults import Counter, Ledger
 from tests.gateways import (
@@ -31,6 +34,7 @@ from tests.gateways import (
     task_of,
 )
 from tests.services import card_for, server_for
+from tests.test_session_expiration import expire, until_gone
 from tests.waiting import LIMIT, take, until
 
 STATUS = {"1.0": "statusUpdate", "0.3": "status-update"}
@@ -176,6 +180,29 @@ async def test_where_no_event_came_yet_the_response_says_what_to_go_on_from(conf
             rest = await events(http, f"/sessions/{session}/events?follow=0", **{"last-event-id": cursor})
         assert task_of(rest[0])["contextId"] == session
         assert numbers(rest) == list(range(len(numbers(rest))))
+
+
+async def test_a_session_that_began_anew_is_gone_on_with_from_its_new_start(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "_TIDY_INTERVAL", 0.5)
+    counter = Counter(Ledger(tmp_path / "ledger"))
+    async with DevBroker(port=0) as broker:
+        config = RocketMQConfig(endpoint=broker.endpoint, namesrv=broker.namesrv)
+        card = card_for(config, "AgentTopic")
+        await apply(plan([card], config), config)
+        async with (
+            server_for(counter, config, "AgentTopic", card=card),
+            gateway_for(config, card) as served,
+            client(served.url) as http,
+        ):
+            await events(http, "/", message("x 3", contextId="talk"))
+            await expire(config, config.reply_topic, minutes=0)
+            await until_gone(served.gateway._session("talk", "anonymous"))
+            await expire(config, config.reply_topic, minutes=-1)
+            async with stream(http, "/", message("y 1", contextId="talk")) as response:
+                cursor = response.headers["last-event-id"]
+                found = [event async for event in response.events]
+            rest = await events(http, "/sessions/talk/events?follow=0", **{"last-event-id": cursor})
+            assert [event.id for event in rest] == [event.id for event in found]
 
 
 async def test_a_session_can_be_replayed_from_its_start_from_a_time_and_from_its_end(config, setting):

@@ -71,11 +71,11 @@ async def test_a_session_that_sleeps_past_its_expiration_is_a_gap(engine, monkey
             assert await texts(session, 1, after=caught.value.oldest) == ["of another life"]
 
 
-async def expire(config, topic):
-    """LiteTopics of the topic live for the shortest time that there is: a minute here, none there."""
+async def expire(config, topic, *, minutes=1):
+    """LiteTopics of the topic live so long after their last message: a minute is the shortest of a real one; -1 for ever."""
     async with Admin(config.namesrv) as admin:
         for broker in (await admin.brokers()).values():
-            attributes = {"message.type": "LITE", "lite.topic.expiration": "1"}
+            attributes = {"message.type": "LITE", "lite.topic.expiration": str(minutes)}
             await admin.put_topic(broker, TopicSettings(topic, attributes))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from agentscope_rocketmq.card import large_bodies
+from agentscope_rocketmq.cursor import Cursor
 from agentscope_rocketmq.envelope import RequestEnvelope
 from agentscope_rocketmq.errors import AgentScopeRocketMQError
 from agentscope_rocketmq.gateway.cursors import Place
@@ -150,6 +151,8 @@ class Calls:
             raise
         first = {}
         if conversation is not None and position is not None:
+            if _began_anew(position, asked.pending):
+                position = ""
             first[LAST_EVENT_ID] = self._cursors.write(Place(conversation.name, position), owner=owner)
         return EventStream(
             self._events(asked, conversation, owner),
@@ -328,6 +331,11 @@ async def _close(session: Session) -> None:
 def made_up(session: str) -> bool:
     """Whether a session's name may be one that a gateway made up: not every agent's server takes it for the context."""
     return _MADE_UP.fullmatch(session) is not None
+
+
+def _began_anew(position: str, pending: PendingResponse) -> bool:
+    """Whether an answer comes before what was in its session when it was asked for: the session expired meanwhile."""
+    return bool(position) and pending.newest is not None and pending.newest.offset <= Cursor.parse(position).offset
 
 
 async def _within(seconds: float | None, pending: PendingResponse) -> Any:
