@@ -16,8 +16,9 @@ __all__ = ["Questions"]
 
 logger = logging.getLogger(__name__)
 
-# Served at once. A subscription lasts as long as its task works.
+# Subscriptions served at once, each of which lasts as long as its task works, and other requests apart from them.
 MOST = 1000
+_MOST_REFUSALS = 1000  # under way
 
 
 class Questions:
@@ -28,10 +29,12 @@ class Questions:
 
     Attributes:
         count: How many are served, or refused, now.
+        subscriptions: How many of them want a stream.
     """
 
     def __init__(self, publisher: Publisher) -> None:
         self.count = 0
+        self.subscriptions = 0
         self._publisher = publisher
 
     async def serve(self, envelope: RequestEnvelope, request: RpcRequest, serve: Callable[[], Awaitable[None]]) -> None:
@@ -42,19 +45,24 @@ class Questions:
             request: What its body says.
             serve: Serves it.
         """
-        if self.count >= 2 * MOST:
+        if self.count >= 2 * MOST + _MOST_REFUSALS:
             # Not even that can be said to so many at once: the broker is slow.
             logger.warning("Request %s is dropped: too many requests about tasks at once", envelope.request_id)
             return
         self.count += 1
+        self.subscriptions += request.wants_stream
+        # Subscriptions must not keep a cancel out.
+        many = self.subscriptions if request.wants_stream else self.count - self.subscriptions
         try:
-            if self.count <= MOST:
+            if many <= MOST:
                 await serve()
             else:
+                what = "subscriptions" if request.wants_stream else "requests about its tasks (get, cancel)"
                 reason = (
-                    f"The instance of the task of request {envelope.request_id} serves {MOST} requests about its tasks "
-                    "at once (get, cancel, subscribe), and takes no more now. Ask again in a moment."
+                    f"The instance of the task of request {envelope.request_id} serves {MOST} {what} at once, and "
+                    "takes no more now. Ask again in a moment."
                 )
                 await self._publisher.answer_given_up(envelope, request, reason, attempt=0)
         finally:
             self.count -= 1
+            self.subscriptions -= request.wants_stream
