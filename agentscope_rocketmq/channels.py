@@ -376,6 +376,8 @@ class ReplyChannels:
             channel.survey.put_nowait(message)
             return
         channel.notice(message)
+        if channel.reader is not None:
+            channel.reader.begin(message.offset)
         # Offset 0 may be shown once too often: whether it was taken can't be told.
         taken_before = channel.resumes and message.offset > 0
         channel.resumes = False

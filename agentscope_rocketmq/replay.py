@@ -179,6 +179,15 @@ class EventReader:
         self._exchange = Exchange(spools=spools)
         self._calls: OrderedDict[str, Call] = OrderedDict()
 
+    def begin(self, offset: int) -> None:
+        """Reading began with the message at that offset, whether or not that is one of a response.
+
+        In the middle, where it was told to begin or the rest is not kept, calls are taken up where they are first seen.
+        """
+        if not self._begun:
+            self._begun, self._midway = True, offset > 0
+            self._taps = Taps(midway=offset > 0)
+
     def feed(self, body: bytes, *, offset: int, message_id: str, store_time: datetime) -> list[SessionEvent]:
         """Take a message.
 
@@ -192,10 +201,7 @@ class EventReader:
             The events that can be given out now, in order: those that it brought, and those that waited for it.
         """
         self.lost = None
-        if not self._begun:
-            # In the middle, where it was told to begin or the rest is not kept, calls are taken up where they are seen.
-            self._begun, self._midway = True, offset > 0
-            self._taps = Taps(midway=offset > 0)
+        self.begin(offset)
         try:
             envelope = ResponseEnvelope.decode(body)
         except EnvelopeError:

@@ -50,6 +50,16 @@ async def test_a_replay_has_all_events_in_order_with_cursors_that_parse(rocketmq
     assert first.artifact_update.artifact.parts[0].text == "0"
 
 
+async def test_a_replay_from_a_session_s_record_is_one_from_its_beginning(rocketmq, agent):
+    """What was overtaken on its way to the broker is waited for: nothing of it can have come before."""
+    session = rocketmq.session("trip")
+    await session.announce()
+    await agent.send(["1"], seq=1)
+    await agent.send(["0"], seq=0)
+    await agent.send(["2"], seq=2, end=True)
+    assert await texts(session, from_start=True) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
