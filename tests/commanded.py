@@ -76,3 +76,21 @@ class Commanded(AgentExecutor):
 
     def _gate(self, name: str) -> asyncio.Event:
         return self.gates.setdefault(name, asyncio.Event())
+
+
+class Gated(AgentExecutor):
+    """Notes what it begins, and ends it when its gate is open."""
+
+    def __init__(self):
+        self.begun = []
+        self.gate = asyncio.Event()
+
+    async def execute(self, context, event_queue):
+        self.begun.append(context.get_user_input())
+        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
+        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
+        await self.gate.wait()
+        await TaskUpdater(event_queue, context.task_id, context.context_id).complete()
+
+    async def cancel(self, context, event_queue):
+        raise NotImplementedError

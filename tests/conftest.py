@@ -28,10 +28,14 @@ from agentscope_rocketmq.provision import apply, plan
 from agentscope_rocketmq.rocketmq.admin import Admin, GroupSettings, TopicSettings
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.producer import Producer
+from tests.faults import Counter, Ledger
+from tests.services import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
+    from agentscope_rocketmq import RocketMQ
     from agentscope_rocketmq.dev import ApacheRocketMQ, EmbeddedRocketMQ
 
 
@@ -173,6 +177,25 @@ def make_topic(engine: Engine) -> MakeTopic:
 async def config(engine: Engine) -> RocketMQConfig:
     """A configuration for the engine whose reply and state topics and groups exist and are used by nobody else."""
     return await new_config(engine)
+
+
+@pytest.fixture
+async def topic(make_topic: MakeTopic) -> str:
+    """A NORMAL topic with its group."""
+    return (await make_topic("NORMAL")).topic
+
+
+@pytest.fixture
+async def rocketmq(config: RocketMQConfig) -> AsyncIterator[RocketMQ]:
+    """A caller that closes its clients."""
+    async with Keeper(config, card_cache=None) as rocketmq:
+        yield rocketmq
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Counter:
+    """An executor that counts, and its ledger."""
+    return Counter(Ledger(tmp_path / "ledger"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -42,11 +42,6 @@ KEY = f"p-{'0' * 32}"
 
 
 @pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
 def store(tmp_path):
     return DirectoryBlobStore(tmp_path / "blobs", name="shared")
 

@@ -28,11 +28,6 @@ CLOSES = 30.0
 
 
 @pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
 async def wire(engine):
     async with Wire(engine.endpoint) as wire:
         yield wire

@@ -149,17 +149,6 @@ class BreaksAtOnce(Executor):
         raise ConnectionError("the password is hunter2")
 
 
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
-async def rocketmq(config):
-    async with Keeper(config, card_cache=None) as rocketmq:
-        yield rocketmq
-
-
 class Reading:
     """One stream, read to its end in a task of its own."""
 

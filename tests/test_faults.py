@@ -22,7 +22,7 @@ from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.conftest import APACHE, EMBEDDED, Engine, Names, new_config
-from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.faults import Follower, Wire, process
 from tests.services import card_for, server_for
 from tests.waiting import until
 
@@ -71,11 +71,6 @@ def engine(rocketmq):
 async def config(engine):
     config = await new_config(engine)
     return config.model_copy(update={"timeouts": Timeouts(lease=10)})
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 @pytest.fixture

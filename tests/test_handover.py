@@ -21,28 +21,12 @@ from agentscope_rocketmq.routes import (
 )
 from tests.agents import Gate, make_blocked_agent, scripted, user_texts
 from tests.commanded import Commanded
-from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.faults import Follower, Wire, process
 from tests.offers import asked, offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.waiting import LIMIT, until
 
 WORKING, CANCELED = TaskState.TASK_STATE_WORKING, TaskState.TASK_STATE_CANCELED
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
-async def rocketmq(config):
-    async with Keeper(config, card_cache=None) as rocketmq:
-        yield rocketmq
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 def make_named_agent(name):

@@ -29,6 +29,7 @@ from agentscope_rocketmq.jsonrpc import excerpt
 from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer, Position
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.spool import Spools
+from tests.commanded import Gated
 from tests.gateways import gateway_for, message
 from tests.services import card_for, request, server_for
 from tests.waiting import LIMIT, root_cause, take, until
@@ -79,11 +80,6 @@ async def parts_of(client, text, **fields):
             artifacts = [event.artifact_update.artifact]
         found += [part.text for artifact in artifacts for part in artifact.parts]
     return found
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
 
 
 def limited(config, **limits):
@@ -258,27 +254,9 @@ async def test_who_waits_for_room_leaves_its_place_to_others(config, topic, prod
         assert bridge._bodies._spools.held == bridge._bodies._reserved == 0
 
 
-class Reader(AgentExecutor):
-    """Begins, and ends when its gate is open."""
-
-    def __init__(self):
-        self.begun = []
-        self.gate = asyncio.Event()
-
-    async def execute(self, context, event_queue):
-        self.begun.append(context.get_user_input())
-        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
-        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
-        await self.gate.wait()
-        await TaskUpdater(event_queue, context.task_id, context.context_id).complete()
-
-    async def cancel(self, context, event_queue):
-        raise NotImplementedError
-
-
 async def test_the_room_of_a_body_is_given_back_when_the_agent_has_it(config, topic):
     few = limited(config, concurrency=3, request_bytes=8 * MB, response_bytes=8 * MB, spooled_bytes=8 * MB)
-    reader = Reader()
+    reader = Gated()
     async with (
         server_for(reader, few, topic) as server,
         RocketMQ(config) as rocketmq,

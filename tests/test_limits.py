@@ -23,6 +23,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.rate import RateLimit
 from agentscope_rocketmq.slots import Slot, Slots
 from tests.agents import Gate, scripted, user_texts
+from tests.commanded import Gated
 from tests.faults import Counter as Numbers
 from tests.faults import Follower, Ledger
 from tests.offers import asked, offering_to
@@ -69,11 +70,6 @@ def with_limits(config, **limits):
 def with_tiers(config, topic):
     extension = {"uri": PRIORITY_EXTENSION, "params": {"high": f"{topic}-high", "low": f"{topic}-low"}}
     return card_for(config, topic, capabilities={"streaming": True, "extensions": [extension]})
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
 
 
 # Places
@@ -520,27 +516,9 @@ async def test_an_instance_refuses_questions_beyond_what_it_serves_at_once_and_h
         assert (await client.get_task(GetTaskRequest(id=task))).status.state == TaskState.TASK_STATE_COMPLETED
 
 
-class Slow(AgentExecutor):
-    """Notes what it begins, and goes on when its gate is open."""
-
-    def __init__(self):
-        self.begun = []
-        self.gate = asyncio.Event()
-
-    async def execute(self, context, event_queue):
-        self.begun.append(context.get_user_input())
-        status = TaskStatus(state=TaskState.TASK_STATE_SUBMITTED)
-        await event_queue.enqueue_event(Task(id=context.task_id, context_id=context.context_id, status=status))
-        await self.gate.wait()
-        await TaskUpdater(event_queue, context.task_id, context.context_id).complete()
-
-    async def cancel(self, context, event_queue):
-        raise NotImplementedError
-
-
 async def test_a_server_that_stops_begins_nothing_that_still_waits_for_a_place(config, topic):
     """It would only cut it off again; another worker has it at once."""
-    one, other = Slow(), Slow()
+    one, other = Gated(), Gated()
     patient = with_limits(config, concurrency=2, caller_share=0.5).model_copy(
         update={"timeouts": Timeouts(drain=LIMIT)}
     )

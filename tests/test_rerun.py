@@ -12,7 +12,7 @@ from agentscope.message import Msg, UserMsg
 from agentscope_rocketmq import Timeouts
 from agentscope_rocketmq.rerun import RESTART_EXTENSION
 from agentscope_rocketmq.sse import parse_events, render_event
-from tests.faults import Counter, Follower, Ledger, process
+from tests.faults import Follower, process
 from tests.services import Keeper, card_for, server_for
 from tests.test_exchange import data_of, feed_all, opened, ours
 from tests.waiting import take
@@ -20,18 +20,8 @@ from tests.wires import result_event
 
 
 @pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
 def quick(config):
     return config.model_copy(update={"timeouts": Timeouts(lease=10)})
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 IDS = {"taskId": "t", "contextId": "c"}

@@ -6,33 +6,16 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 
-import pytest
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskUpdater
 from a2a.types import GetTaskRequest, SendMessageConfiguration, Task, TaskState, TaskStatus
 
 from agentscope_rocketmq import A2AServer, Timeouts, call_context
-from tests.faults import Counter, Ledger, process
+from tests.faults import process
 from tests.services import Keeper, card_for, request, server_for
 from tests.waiting import LIMIT, until
 
 SUBMITTED, COMPLETED = TaskState.TASK_STATE_SUBMITTED, TaskState.TASK_STATE_COMPLETED
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
-async def rocketmq(config):
-    async with Keeper(config, card_cache=None) as rocketmq:
-        yield rocketmq
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 async def client_of(rocketmq, config, topic, **options):

@@ -31,7 +31,7 @@ from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.certificates import self_signed
 from tests.conftest import new_config, new_topic, unique
-from tests.faults import Counter, Follower, Ledger
+from tests.faults import Counter, Follower
 from tests.services import card_for, server_for
 from tests.waiting import LIMIT, closed_port
 
@@ -50,11 +50,6 @@ def secured(certificate):
     """A RocketMQ with access control that also serves TLS."""
     with ApacheRocketMQ(authentication=(ACCESS_KEY, SECRET_KEY), tls=certificate) as launched:
         yield launched
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 def config_of(secured, **values) -> RocketMQConfig:

@@ -36,11 +36,6 @@ from tests.services import calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, closed_port, until
 
 
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
 async def test_the_published_card_lists_both_interfaces_in_both_versions(config, topic):
     async with server_for(make_echo_agent, config, topic) as server, httpx.AsyncClient() as http:
         answer = await http.get(f"{server.url}/.well-known/agent-card.json")

@@ -30,11 +30,6 @@ async def rocketmq(config):
         yield rocketmq
 
 
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
 async def audited(config, name):
     """The numbers in a session's LiteTopic, to the end of its one response: read with the bare protocol."""
     group, topic = f"{config.reply_group}_OBSERVER", config.reply_topic

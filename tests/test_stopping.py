@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 
 import httpx
-import pytest
 from a2a.server.agent_execution import AgentExecutor
 from a2a.types import Task, TaskState, TaskStatus
 
@@ -36,11 +35,6 @@ class Endless(AgentExecutor):
 
     async def cancel(self, context, event_queue):
         raise NotImplementedError
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
 
 
 @contextlib.asynccontextmanager

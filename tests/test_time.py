@@ -17,28 +17,12 @@ from agentscope_rocketmq.rocketmq.consumer import GroupConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.agents import Gate, make_blocked_agent, make_echo_agent
-from tests.faults import Counter, Follower, Ledger, Wire, process
+from tests.faults import Follower, Wire, process
 from tests.gateways import client, gateway_for, message
 from tests.offers import offering_to
 from tests.services import Keeper, card_for, reply, request, server_for
 from tests.test_workers import _answer, _envelope, _listening, _rpc
 from tests.waiting import LIMIT, root_cause, take, until
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
-async def rocketmq(config):
-    async with Keeper(config, card_cache=None) as rocketmq:
-        yield rocketmq
-
-
-@pytest.fixture
-def counter(tmp_path):
-    return Counter(Ledger(tmp_path / "ledger"))
 
 
 def counting_messages(rocketmq):

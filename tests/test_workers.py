@@ -20,21 +20,10 @@ from agentscope_rocketmq.rocketmq.lite import LiteBatch, LiteConsumer
 from agentscope_rocketmq.rocketmq.message import Message
 from agentscope_rocketmq.sse import parse_events
 from tests.agents import Gate, make_blocked_agent, make_echo_agent, make_streaming_agent, scripted, user_texts
-from tests.services import Keeper, calling, card_for, reply, request, server_for
+from tests.services import calling, card_for, reply, request, server_for
 from tests.waiting import LIMIT, root_cause, take, until
 
 COMPLETED, WORKING = TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_WORKING
-
-
-@pytest.fixture
-async def topic(make_topic):
-    return (await make_topic("NORMAL")).topic
-
-
-@pytest.fixture
-async def rocketmq(config):
-    async with Keeper(config, card_cache=None) as rocketmq:
-        yield rocketmq
 
 
 def make_named_agent(name):
