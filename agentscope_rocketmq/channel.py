@@ -86,6 +86,16 @@ class Channel:
         """The calls that wait for something that is not here."""
         return [pending for pending in self.pending if pending.waits]
 
+    def passed_by(self, entry: Unacked) -> list[Listener]:
+        """The listeners that want nothing of that message, but what comes behind it."""
+        takers = {taker for taker, _ in entry.marks}
+        return [listener for listener in self.listeners if listener.waits and listener not in takers]
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether somebody waits for what comes behind the messages that are not acked."""
+        return bool(self.waiting()) or any(self.passed_by(entry) for entry in self.unacked)
+
     def first_untaken(self) -> int | None:
         """Offset of the first message that nobody took; None where everything read is taken."""
         left = [entry.message.offset for entry in self.unacked if not entry.is_taken]
@@ -148,12 +158,13 @@ class Channel:
 
     def _may_be_acked(self, entry: Unacked, waiting: list[PendingResponse], now: float) -> bool:
         here = [mark for mark in entry.marks if not isinstance(mark[0], Listener) or mark[0] in self.listeners]
+        passed = self.passed_by(entry)
         for taker, mark in here:
             if taker.has_room or taker.taken >= mark:
                 continue
             if isinstance(taker, PendingResponse):
                 return False  # until it is cut off
-            if entry.is_taken or waiting:
+            if entry.is_taken or waiting or passed:
                 taker.cut_off(f"it was more than {taker.bound} behind")
         deciding = [(taker, mark) for taker, mark in here if isinstance(taker, Listener) and taker.decides]
         if any(taker.waits for taker, _ in deciding):
@@ -164,4 +175,4 @@ class Channel:
             return bool(waiting or self.listeners)
         takers = {taker for taker, _ in here}
         left = all(taker.untaken_since is None or now - taker.untaken_since >= UNREAD_GRACE for taker in takers)
-        return left and any(pending not in takers for pending in waiting)
+        return left and (bool(passed) or any(pending not in takers for pending in waiting))

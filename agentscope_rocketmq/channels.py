@@ -389,12 +389,11 @@ class ReplyChannels:
         else:
             events = []
         for listener in [] if taken_before else channel.listeners:
-            given = listener.given
-            listener.hear(message, events)
+            mark = listener.hear(message, events)
             if record is not None:
                 listener.read_record(record)
-            elif listener.given > given:
-                marks.append((listener, listener.given))
+            elif mark is not None:
+                marks.append((listener, mark))
         if taken_before or record is not None:
             self._ack(message)
         else:
@@ -446,7 +445,7 @@ class ReplyChannels:
         loop = asyncio.get_running_loop()
         for message in channel.settle(loop.time()):
             self._ack(message)
-        if channel.unacked and channel.timer is None and channel.waiting():
+        if channel.unacked and channel.timer is None and channel.is_held_up:
             channel.timer = loop.call_later(UNREAD_GRACE, self._settle_later, channel)
 
     def _settle_later(self, channel: Channel) -> None:

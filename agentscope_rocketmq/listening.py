@@ -130,15 +130,22 @@ class Listener:
         self.untaken_since = asyncio.get_running_loop().time() if self._buffer else None
         self._on_taken()
 
-    def hear(self, message: ReceivedMessage, events: list[SessionEvent]) -> None:
-        """A message of the session was read, and brought these events."""
+    def hear(self, message: ReceivedMessage, events: list[SessionEvent]) -> int | None:
+        """A message of the session was read, and brought these events.
+
+        Returns:
+            How many events it must have taken for that message to be taken by it, whether it is given some of them now
+            or was before (another listener made the session's reader go back). None where they do not concern it.
+        """
         if not self.waits or not self._begins(message):
-            return
-        before = self._place
+            return None
+        before, given = self._place, self.given
+        passed: tuple[int, int] | None = None
         for event in events:
             place = event.cursor.place
             # What was added at the seam of two runs has one place, before that of the message's first event.
             if place < before or (place == before and event.cursor.index >= 0):
+                passed = place
                 continue
             if self.start.since is not None and event.store_time < self.start.since:
                 continue
@@ -149,6 +156,13 @@ class Listener:
         if self._buffer and self.untaken_since is None:
             self.untaken_since = asyncio.get_running_loop().time()
         self._changed.set()
+        if self.given > given:
+            return self.given
+        if passed is None:
+            return None
+        if self.cursor is not None and passed <= self.cursor.place:
+            return 0
+        return self.given - sum(event.cursor.offset > message.offset for event in self._buffer)
 
     def _begins(self, message: ReceivedMessage) -> bool:
         """Whether what was asked for is there; until that is known nothing is given out."""

@@ -12,7 +12,7 @@ from a2a.types import StreamResponse
 from agentscope_rocketmq import CURSOR_EXTENSION, Cursor, RocketMQ, cursor_of
 from agentscope_rocketmq.errors import ConfigurationError, ReplayGapError, ResyncRequired, SessionTakenOver, WrongOwner
 from tests.sessions import Agent, Listening, heard, text_of, texts
-from tests.waiting import LIMIT
+from tests.waiting import LIMIT, take
 
 NUMBERS = [str(number) for number in range(40)]
 
@@ -205,6 +205,7 @@ async def test_a_listener_that_lags_while_others_go_on_is_cut_off_with_its_curso
             contextlib.aclosing(session.events(from_start=True)) as slow,
         ):
             await agent.say("0", "1")
+            assert await quick.count(2) == NUMBERS[:2]
             assert text_of(await anext(slow)) == "0"
             assert text_of(await anext(slow)) == "1"
             await agent.say(*NUMBERS[2:])
@@ -216,6 +217,32 @@ async def test_a_listener_that_lags_while_others_go_on_is_cut_off_with_its_curso
         rest = await texts(session, after=caught.value.cursor)
         assert rest == NUMBERS[-len(rest) :]
         assert "1" in NUMBERS[: -len(rest)]
+
+
+async def test_a_listener_that_takes_nothing_holds_up_nobody_who_wants_what_comes_behind(rocketmq, agent):
+    await agent.say(*NUMBERS)
+    session = rocketmq.session("trip")
+    late = (await heard(session, from_start=True))[38].cursor
+    async with Listening(session, after=late) as quick, contextlib.aclosing(session.events(from_start=True)) as slow:
+        assert await quick.count(1) == ["39"]
+        assert text_of(await anext(slow)) == "0"
+        await agent.say("40")
+        assert await quick.count(2) == ["39", "40"]
+        assert [text_of(event) for event in await take(slow, 40)] == [*NUMBERS[1:], "40"]
+
+
+async def test_a_listener_that_makes_the_reader_go_back_does_not_take_for_the_application(rocketmq, other, agent):
+    """What lies read and not taken is still the application's when others hear it."""
+    await agent.say(*NUMBERS[:20])
+    session = rocketmq.session("trip")
+    async with contextlib.aclosing(session.events()) as application:
+        assert [text_of(event) for event in await take(application, 4)] == NUMBERS[:4]
+        async with Listening(session, from_start=True) as listening:
+            assert await listening.count(20) == NUMBERS[:20]
+            # Its last one is taken as well, and whatever was to be acked for it is.
+            assert await texts(session, 20, from_start=True) == NUMBERS[:20]
+        # The three before it are taken, the fourth is in its hands.
+        assert await texts(other.session("trip"), 17) == NUMBERS[3:20]
 
 
 @pytest.mark.parametrize(
