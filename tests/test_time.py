@@ -52,18 +52,18 @@ async def fails(call):
 async def test_a_silent_agent_outlives_an_idle_time_that_is_shorter_than_its_silence(config, topic, rocketmq):
     gate = Gate()
     async with server_for(make_blocked_agent(gate), config, topic):
-        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(idle=1.0))
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=3.0))
         messages = counting_messages(rocketmq)
         call = asyncio.create_task(reply(client, "wait"))
         await gate.arrived.wait()
-        # Three signs of life in an idle time: so many take three times as long.
-        await until(lambda: messages[0] > 12)
+        # Three signs of life in an idle time: so many take twice as long.
+        await until(lambda: messages[0] > 6)
         gate.open.set()
         assert await call == "begin end"
 
 
 async def test_a_worker_that_is_frozen_is_an_idle_timeout(config, topic, rocketmq, counter):
-    client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=1.0))
+    client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=3.0))
     with process("work", config, topic, str(counter.ledger.path)) as worker:
         follower = Follower(client, "endless")
         async with follower:
@@ -98,7 +98,7 @@ async def test_a_request_that_is_taken_and_silent_is_no_ack_timeout(config, topi
 async def test_the_total_time_ends_a_call_whose_worker_shows_signs_of_life(config, topic, rocketmq):
     gate = Gate()
     async with server_for(make_blocked_agent(gate), config, topic):
-        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(idle=1.0, total=3.0))
+        client = await rocketmq.client(card_for(config, topic), timeouts=Timeouts(ack=LIMIT, idle=3.0, total=7.0))
         assert await fails(reply(client, "wait")) == "total"
         gate.open.set()
 
@@ -329,7 +329,7 @@ async def test_the_total_time_of_a_gateways_call_travels_with_it(config, topic, 
 
 
 async def test_a_gateways_idle_time_is_told_to_workers_and_its_ack_time_counts(config, topic):
-    hasty = config.model_copy(update={"timeouts": Timeouts(ack=LIMIT, idle=1.0)})
+    hasty = config.model_copy(update={"timeouts": Timeouts(ack=LIMIT, idle=3.0)})
     gate = Gate()
     async with gateway_for(hasty, card_for(config, topic)) as served, client(served.url) as http:
         answer = asyncio.create_task(http.post("/", json=message("wait", stream=False)))
@@ -339,10 +339,10 @@ async def test_a_gateways_idle_time_is_told_to_workers_and_its_ack_time_counts(c
         messages = counting_messages(served.gateway._rocketmq)
         # No worker for longer than the idle time: the ack time counts.
         asked = asyncio.get_running_loop().time()
-        await until(lambda: asyncio.get_running_loop().time() > asked + 1.5)
+        await until(lambda: asyncio.get_running_loop().time() > asked + 3.5)
         assert call in carrier.replies._by_call
         async with server_for(make_blocked_agent(gate), config, topic):
             await gate.arrived.wait()
-            await until(lambda: messages[0] > 12)  # three in an idle time
+            await until(lambda: messages[0] > 6)  # three in an idle time
             gate.open.set()
             assert (await answer).status_code == 200

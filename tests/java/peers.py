@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import httpx
+
 from tests.maven import built, java
 
 if TYPE_CHECKING:
@@ -107,6 +109,9 @@ class JavaServer:
                 while not self._ready():
                     assert process.returncode is None, self._process.said()
                     await asyncio.sleep(0.05)
+                # What it loads for its first answer takes it seconds on a busy machine.
+                async with httpx.AsyncClient(timeout=START_SECONDS) as http:
+                    (await http.get(f"{self.url}/.well-known/agent-card.json")).raise_for_status()
         except BaseException as error:
             error.add_note(self._process.said() if self._process.log.exists() else "it was not built")
             await self._process.stop()
