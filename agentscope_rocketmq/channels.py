@@ -219,6 +219,8 @@ class ReplyChannels:
         try:
             async with channel.opened:
                 await self._join(session, channel, listener)
+            # What lies un-acked before what it wants must not hold it up.
+            self._settle(channel)
             yield listener
         finally:
             channel.listeners.discard(listener)
@@ -237,13 +239,13 @@ class ReplyChannels:
         channel = self._enter(session)
         try:
             async with channel.opened:
-                channel.survey = asyncio.Queue()
+                channel.survey, due = asyncio.Queue(), channel.due
                 try:
                     yield Look(session, channel.survey, functools.partial(self._subscribe, session, channel), self._ack)
                 finally:
                     channel.survey = None
                     if channel.listeners:
-                        await self._subscribe(session, channel, Position.offset(channel.due or 0))
+                        await self._subscribe(session, channel, Position.offset(due or 0))
         finally:
             await self.close(session)
 
@@ -324,6 +326,9 @@ class ReplyChannels:
         else:
             at = channel.first_untaken()
             channel.untaken = None
+        if channel.subscribed and at is not None and channel.is_waited_for:
+            # Going forward would pass over what others wait for.
+            at = min(at, await channel.find_place())
         channel.listeners.add(listener)
         if not channel.subscribed or at not in (None, channel.due):
             await self._subscribe(session, channel, None if at is None else Position.offset(at))
@@ -371,7 +376,7 @@ class ReplyChannels:
             self._loop_ended(task)
 
     def _read(self, channel: Channel, message: ReceivedMessage, body: bytes) -> None:
-        channel.silent = False
+        channel.heard.set()
         if channel.survey is not None:
             channel.survey.put_nowait(message)
             return

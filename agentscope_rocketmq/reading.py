@@ -79,7 +79,7 @@ class Reading:
         Raises:
             BrokerError: The subscription was refused.
         """
-        channel.read_anew(0, resumes=at is None)
+        channel.read_anew(0, due=None if at is None else at.start, resumes=at is None)
         beginning = self._beginnings.get(at)
         if beginning is None:
             beginning = self._beginnings[at] = _Beginning(next(self._numbers))
@@ -138,7 +138,7 @@ class Reading:
 
     def _is_silent(self, session: str, reading: int) -> bool:
         channel = self._channels.get(session)
-        return channel is not None and channel.silent and channel.subscribed and channel.reading == reading
+        return channel is not None and not channel.heard.is_set() and channel.subscribed and channel.reading == reading
 
     async def _resume_again(self, sessions: list[str], tries: int) -> None:
         """Count back once more from the committed offset: that is elsewhere now, unless nothing was ever acked."""
@@ -163,7 +163,7 @@ class Reading:
             # Somebody may have gone elsewhere meanwhile, or left.
             still = [s for s in here if self._channels[s].reading == away and self._channels[s].subscribed]
             for session in still:
-                self._channels[session].reading, self._channels[session].resumes = back, False
+                self._channels[session].read_anew(back, due=at.value, resumes=False)
             await self._consumer.subscribe(still, at=at, reading=back)
             await self._consumer.unsubscribe([session for session in sessions if session not in self._channels])
         except BrokerError as error:
