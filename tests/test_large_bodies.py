@@ -19,7 +19,7 @@ from a2a.types import Part, Task, TaskState, TaskStatus
 from a2a.utils.errors import InternalError
 
 from agentscope_rocketmq import RocketMQ
-from agentscope_rocketmq.bodies import BodyReceiver, send_body
+from agentscope_rocketmq.bodies import PART_OVERHEAD, BodyReceiver, send_body
 from agentscope_rocketmq.card import large_bodies
 from agentscope_rocketmq.config import Limits, Timeouts
 from agentscope_rocketmq.envelope import BATCH_HEADER, BodyPart, BodyReference, RequestEnvelope, ResponseEnvelope
@@ -215,12 +215,67 @@ async def test_bodies_that_are_not_what_the_envelope_says_are_refused_and_leave_
 class Unsent:
     """A producer that keeps what it is to send."""
 
-    def __init__(self, producer):
-        self.max_body_size = producer.max_body_size
+    def __init__(self, max_body_size):
+        self.max_body_size = max_body_size
         self.messages = []
 
     async def send(self, message, **_options):
         self.messages.append(message)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0, 3, 4), (0, 2, 1, 2, 0, 4, 3), (1, 1, 0, 2, 2, 4, 4, 3)])
+async def test_parts_that_overtook_others_or_came_twice_are_put_in_order(config, topic, connection, producer, order):
+    mirror = Mirror()
+    async with server_for(mirror, config, topic) as server, listening(config, connection) as answers:
+        body = rpc(f"1 {'x' * 80_000}")
+        unsent: Any = Unsent(PART_OVERHEAD + 20_000)
+        reference = await send_body(unsent, config.state_topic, REQUEST, body, timeout=30)
+        assert reference.parts == len(unsent.messages) == 5
+        for index in order:
+            await producer.send(unsent.messages[index])
+        await producer.send(Message(topic=topic, body=large_request(config, topic, body, reference).encode()))
+        async for answer in answers:  # behind signs of life
+            if answer.body is not None:
+                break
+        assert json.loads(answer.body)["result"]["task"]["artifacts"]
+        assert mirror.seen == [80_002]
+        await until(lambda: server.bridges[0].counters.answered == 1)
+        assert server.bridges[0]._bodies._spools.held == 0
+
+
+async def test_a_part_that_is_further_ahead_than_any_sender_puts_it_is_refused(config, topic, connection, producer):
+    """What comes early is held in memory: no more than a sender has on its way."""
+    mirror = Mirror()
+    async with server_for(mirror, config, topic), listening(config, connection) as answers:
+        body = rpc(f"1 {'x' * 80_000}")
+        unsent: Any = Unsent(PART_OVERHEAD + 20_000)
+        reference = await send_body(unsent, config.state_topic, REQUEST, body, timeout=30)
+        for message in reversed(unsent.messages):
+            await producer.send(message)
+        await producer.send(Message(topic=topic, body=large_request(config, topic, body, reference).encode()))
+        async for answer in answers:
+            if answer.body is not None:
+                break
+        assert "not what its envelope says" in json.loads(answer.body)["error"]["message"]
+        assert mirror.seen == []
+
+
+async def test_a_sender_has_three_parts_on_their_way_and_ends_with_the_error_of_the_first():
+    started, gate = [], asyncio.Event()
+
+    class Slow(Unsent):
+        async def send(self, message, **_options):
+            started.append(message)
+            await gate.wait()
+            raise MessageTooLarge(f"part {len(started)}")
+
+    slow: Any = Slow(PART_OVERHEAD + 1)
+    sending = asyncio.create_task(send_body(slow, "topic", REQUEST, b"x" * 9, timeout=30))
+    await until(lambda: len(started) == 3)
+    gate.set()
+    with pytest.raises(MessageTooLarge):
+        await sending
+    assert len(started) == 3
 
 
 async def test_who_waits_for_room_leaves_its_place_to_others(config, topic, producer):
@@ -234,7 +289,7 @@ async def test_who_waits_for_room_leaves_its_place_to_others(config, topic, prod
         bridge = server.bridges[0]
         # One that has a place and room, and the last part of which is still on its way.
         body = rpc("1 " + filler(5 * MB))
-        unsent: Any = Unsent(producer)
+        unsent: Any = Unsent(producer.max_body_size)
         reference = await send_body(unsent, config.state_topic, REQUEST, body, timeout=30)
         *first, last = unsent.messages
         for part in first:
