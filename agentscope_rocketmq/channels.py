@@ -326,7 +326,7 @@ class ReplyChannels:
         else:
             at = channel.first_untaken()
             channel.untaken = None
-        if channel.subscribed and at is not None and channel.is_waited_for:
+        if channel.subscribed and at and channel.is_waited_for:
             # Going forward would pass over what others wait for.
             at = min(at, await channel.find_place())
         channel.listeners.add(listener)

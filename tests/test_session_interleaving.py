@@ -13,23 +13,25 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from a2a.client.errors import A2AClientError
 from a2a.server.agent_execution import AgentExecutor
 from a2a.server.tasks import TaskUpdater
 from a2a.types import Part, Task, TaskState, TaskStatus
 
-from agentscope_rocketmq import RocketMQ
 from agentscope_rocketmq.errors import ResyncRequired, SessionTakenOver
 from agentscope_rocketmq.rocketmq.connection import Connection
 from agentscope_rocketmq.rocketmq.producer import Producer
 from tests.conftest import Engine, new_config, new_topic
-from tests.services import request, server_for
+from tests.services import COMPLETED, Keeper, request, server_for
 from tests.sessions import Agent, text_of
-from tests.waiting import LIMIT
+from tests.waiting import LIMIT, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Coroutine
 
-    from agentscope_rocketmq import Session, SessionEvent
+    from a2a.types import StreamResponse
+
+    from agentscope_rocketmq import A2AServer, RocketMQ, Session, SessionEvent
 
 STEPS = 60
 BUFFER = 5
@@ -94,23 +96,55 @@ class Application(Reader):
                 self.due = max(self.due, number + 1)
 
 
+class Call:
+    """A call whose answer is left unread for a while."""
+
+    def __init__(self, stream: AsyncGenerator[StreamResponse, None], low: int, high: int) -> None:
+        self.stream = stream
+        self.due = low
+        self.high = high
+
+    async def read(self, count: int | None = None) -> None:
+        """So many numbers of it, or the rest."""
+        until = self.high if count is None else self.due + count
+        async with asyncio.timeout(LIMIT):
+            while self.due < until:
+                for part in (await anext(self.stream)).artifact_update.artifact.parts:
+                    assert part.text == str(self.due)
+                    self.due += 1
+            if count is None:
+                assert [event async for event in self.stream][-1].status_update.status.state == COMPLETED
+
+
 class Play:
     """One session with an agent that writes numbers, and whoever reads it."""
 
-    def __init__(self, rocketmqs: list[RocketMQ], agent: Agent, card: Any, seed: int) -> None:
+    def __init__(self, rocketmqs: list[RocketMQ], agent: Agent, server: A2AServer, seed: int) -> None:
         self.random = random.Random(seed)
         self.agent = agent
-        self.card = card
+        self.server = server
+        self.answers = 0
         self.rocketmqs = rocketmqs
         self.sessions: list[Session] = [rocketmq.session("trip") for rocketmq in rocketmqs]
         self.at = 0  # which of them reads
         self.said = 0
         self.readers: list[Reader] = []
+        self.calls: list[Call] = []
         self.application: Application | None = None
         self.due = 0  # for the application
 
     async def step(self) -> None:
-        choices = [self.say, self.call, self.listen, self.listen, self.take, self.take, self.leave, self.apply]
+        choices = [
+            self.say,
+            self.call,
+            self.read,
+            self.listen,
+            self.listen,
+            self.take,
+            self.take,
+            self.leave,
+            self.apply,
+        ]
         await self.random.choice([*choices, self.take_over] if self.random.random() < 0.3 else choices)()
 
     async def say(self) -> None:
@@ -119,20 +153,35 @@ class Play:
         self.said += count
 
     async def call(self) -> None:
+        """A call, read in full, in part, or left in the middle."""
         low, high = self.said, self.said + self.random.choice([3, 30])
         self.said = high
+        client = await self.rocketmqs[self.at].client(self.server.card, session="trip")
+        stream: Any = client.send_message(request(f"{low} {high}"))
+        call = Call(stream, low, high)
+        how = self.random.choice(["read", "keep", "leave"])
+        await self.with_application(call.read(None if how == "read" else 1))
+        if how == "keep":
+            self.calls.append(call)
+        else:
+            await call.stream.aclose()
+        self.answers += 1
+        # What is said next comes behind its answer.
+        await self.with_application(until(lambda: self.server.bridges[0].counters.answered == self.answers))
+        self.due = high  # what others left before is passed by
+
+    async def read(self) -> None:
+        if self.calls:
+            call = self.calls.pop(self.random.randrange(len(self.calls)))
+            await self.with_application(call.read())
+            await call.stream.aclose()
+
+    async def with_application(self, work: Coroutine[Any, Any, None]) -> None:
+        """The application sets the pace for all."""
         async with asyncio.TaskGroup() as group:
             if self.application is not None:
-                group.create_task(self.application.take(high - self.application.due))
-            rocketmq = self.rocketmqs[self.at]
-            async with asyncio.timeout(LIMIT), await rocketmq.client(self.card, session="trip") as client:
-                found = [
-                    part.text
-                    async for event in client.send_message(request(f"{low} {high}"))
-                    for part in event.artifact_update.artifact.parts
-                ]
-        assert found == [str(number) for number in range(low, high)]
-        self.due = high  # what others left before is passed by
+                group.create_task(self.application.take(self.said - self.application.due))
+            await work
 
     async def listen(self) -> None:
         if self.said == 0:
@@ -163,18 +212,20 @@ class Play:
             await self.one(reader, min(left, self.random.choice([1, 10, left])))
 
     async def one(self, reader: Reader, count: int) -> None:
-        """Somebody takes so many, which nobody else may hinder: but the application sets the pace for all."""
-        async with asyncio.TaskGroup() as group:
-            if self.application is not None and self.application is not reader:
-                group.create_task(self.application.take(self.said - self.application.due))
-            try:
-                await reader.take(count)
-            except ResyncRequired:
-                assert not isinstance(reader, Application)
-                self.readers.remove(reader)
-                await reader.events.aclose()
+        """Somebody takes so many, which nobody else may hinder."""
+        if reader is self.application:
+            await reader.take(count)
+        else:
+            await self.with_application(self.take_or_be_cut_off(reader, count))
         # What anybody took is taken, unless the application decides, and that does no more when it has left.
         self.due = max(self.due, *(each.due for each in self.everyone()), 0)
+
+    async def take_or_be_cut_off(self, reader: Reader, count: int) -> None:
+        try:
+            await reader.take(count)
+        except ResyncRequired:
+            self.readers.remove(reader)
+            await reader.events.aclose()
 
     async def leave(self) -> None:
         if self.readers:
@@ -200,6 +251,12 @@ class Play:
         self.readers, self.application, self.at = [], None, 1 - self.at
         self.readers.append(Reader(self.sessions[self.at].events(from_start=True), 0))
         await self.one(self.readers[0], 1)
+        calls, self.calls = self.calls, []
+        for call in calls:
+            # Its answer may have been here in full.
+            with contextlib.suppress(A2AClientError):
+                await call.read()
+            await call.stream.aclose()
         for reader in before:
             with contextlib.suppress(ResyncRequired):
                 async with asyncio.timeout(LIMIT):
@@ -209,6 +266,8 @@ class Play:
                             await anext(reader.events)
 
     async def finish(self) -> None:
+        while self.calls:
+            await self.read()
         for reader in self.everyone():
             await self.one(reader, self.said - reader.due)
 
@@ -223,13 +282,13 @@ async def play(engine: Engine, seed: int) -> None:
     topic = (await new_topic(engine)).topic
     async with (
         server_for(Numbers(), config, topic) as server,
-        RocketMQ(config, card_cache=None) as one,
-        RocketMQ(config, card_cache=None) as other,
+        Keeper(config, card_cache=None) as one,
+        Keeper(config, card_cache=None) as other,
         Connection(config.endpoint) as connection,
         Producer(connection) as producer,
     ):
         agent = Agent(producer, config, one.session("trip").lite_topic)
-        game = Play([one, other], agent, server.card, seed)
+        game = Play([one, other], agent, server, seed)
         try:
             for _ in range(STEPS):
                 await game.step()
@@ -237,6 +296,8 @@ async def play(engine: Engine, seed: int) -> None:
         finally:
             for reader in game.everyone():
                 await reader.events.aclose()
+            for call in game.calls:
+                await call.stream.aclose()
 
 
 @pytest.mark.parametrize("seed", range(3))
