@@ -132,10 +132,13 @@ class Halves(AgentExecutor):
 
 
 @pytest.fixture
-async def halves(config, make_topic):
-    """Two workers with one store, of which the first one is behind a wire that can be cut, and a client."""
+async def halves(request, config, make_topic):
+    """Two workers with one store, of which the first one is behind a wire that can be cut, and a client.
+
+    Its parameter is the lease, in seconds.
+    """
     topic = (await make_topic("NORMAL")).topic
-    config = config.model_copy(update={"timeouts": Timeouts(lease=10, drain=0.1)})
+    config = config.model_copy(update={"timeouts": Timeouts(lease=getattr(request, "param", 10), drain=0.1)})
     cut_off, successor = Halves("A", FAILED), Halves("B", COMPLETED)
     successor.open.set()
     store = InMemoryTaskStore()
@@ -191,6 +194,7 @@ async def test_a_later_message_whose_worker_is_cut_off_is_taken_over_as_well(hal
         assert (await client.get_task(GetTaskRequest(id=asked.task.id))).status.state == COMPLETED
 
 
+@pytest.mark.parametrize("halves", [30], indirect=True)  # the cancel has to come before it is over
 async def test_a_cancel_between_a_worker_s_death_and_the_run_that_takes_over_holds(halves, config):
     cut_off, successor, wire, server, client = halves
     client._config.streaming = False
