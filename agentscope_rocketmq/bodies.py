@@ -1,7 +1,7 @@
 """Large requests: their bodies travel in parts, or lie in a blob store, beside the topic that workers share.
 
-The parts of one request must reach one worker, and the next one when that dies. On the agent's topic they
-would be spread over all workers. So each large body has a LiteTopic of its own on the LITE topic that the agent's card
+The parts of one request must reach one worker, and the next one when that dies. On the agent's topic they would be
+spread over all workers. So each large body has a LiteTopic of its own on the LITE topic that the agent's card
 names, with a name that nobody can guess; the envelope on the agent's topic only refers to it. Whichever worker takes
 the envelope reads the LiteTopic from its start, and takes it over from one that died.
 """
