@@ -12,9 +12,10 @@ from a2a.types import StreamResponse
 from agentscope_rocketmq import CURSOR_EXTENSION, Cursor, RocketMQ, cursor_of
 from agentscope_rocketmq.errors import ConfigurationError, ReplayGapError, ResyncRequired, SessionTakenOver, WrongOwner
 from tests.sessions import Agent, Listening, heard, text_of, texts
-from tests.waiting import LIMIT, take
+from tests.waiting import LIMIT, take, until
 
 NUMBERS = [str(number) for number in range(40)]
+MANY = [str(number) for number in range(100)]  # more than the broker hands out before any of it is taken
 
 
 @pytest.fixture
@@ -243,6 +244,31 @@ async def test_a_listener_that_makes_the_reader_go_back_does_not_take_for_the_ap
             assert await texts(session, 20, from_start=True) == NUMBERS[:20]
         # The three before it are taken, the fourth is in its hands.
         assert await texts(other.session("trip"), 17) == NUMBERS[3:20]
+
+
+async def test_a_listener_that_begins_further_on_makes_nobody_miss_what_lies_between(rocketmq, agent):
+    await agent.say(*MANY)
+    session = rocketmq.session("trip")
+    async with contextlib.aclosing(session.events()) as application:
+        assert [text_of(event) for event in await take(application, 3)] == MANY[:3]
+        channel = rocketmq.carrier(None).replies._channels[session.lite_topic]
+        async with Listening(session, tail=2) as late:
+            await until(lambda: len(channel.listeners) == 2 and not channel.opened.locked())
+            assert [text_of(event) for event in await take(application, 97)] == MANY[3:]
+            assert await late.count(2) == MANY[98:]
+
+
+async def test_a_listener_that_left_too_much_is_cut_off_for_one_that_comes_after_it(config, agent):
+    await agent.say(*MANY)
+    limits = config.limits.model_copy(update={"listener_buffer": 5})
+    async with RocketMQ(config.model_copy(update={"limits": limits}), card_cache=None) as rocketmq:
+        session = rocketmq.session("trip")
+        async with contextlib.aclosing(session.events(from_start=True)) as slow:
+            assert text_of(await anext(slow)) == "0"
+            async with Listening(session, tail=1) as late:
+                assert await late.count(1) == ["99"]
+            with pytest.raises(ResyncRequired):
+                await anext(slow)
 
 
 @pytest.mark.parametrize(
